@@ -1,0 +1,41 @@
+"""Build the compiled core. Everything else about the package stands in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# SMLT_DEBUG_BUILD=1 checks every index and keeps symbols; CI runs the suite on such a build once.
+DEBUG = os.environ.get("SMLT_DEBUG_BUILD") == "1"
+
+DIRECTIVES = {
+    "language_level": 3,
+    "embedsignature": True,
+    "wraparound": False,
+    "cdivision": True,
+    "freethreading_compatible": True,
+    "boundscheck": DEBUG,
+    "initializedcheck": DEBUG,
+}
+
+# Never -march=native or -ffast-math: the function's CPU is not the builder's, and NaNs must survive.
+# -ffp-contract=off keeps a multiply-add from changing bits between architectures.
+RELEASE_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
+DEBUG_FLAGS = ["-O0", "-g", "-ffp-contract=off"]
+
+
+def extension(name: str) -> Extension:
+    return Extension(
+        f"smlt._core.{name}",
+        [f"smlt/_core/{name}.pyx"],
+        depends=[],
+        extra_compile_args=DEBUG_FLAGS if DEBUG else RELEASE_FLAGS,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension("shard_reduce"), extension("codec")],
+        compiler_directives=DIRECTIVES,
+    ),
+)
