@@ -1,0 +1,1 @@
+"""What runs at the client: pack, start, follow, restart, end, account."""

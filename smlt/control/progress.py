@@ -1,0 +1,78 @@
+"""What the client knows of a running job: fed by the scheduler, read by the live view and status."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from smlt.messages import RankState
+
+
+@dataclass(slots=True)
+class Progress:
+    """The latest of everything; one object per job, changed in place."""
+
+    job_id: str = ""
+    state: str = "starting"
+    """starting, running, stopping, completed, stopped or failed."""
+    generation: int = 0
+    workers: int = 0
+    memory_mb: int = 0
+    step: int = 0
+    """Training steps done."""
+    total_steps: int | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The user's own training metrics, latest step."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """The test metrics of the last evaluation."""
+    steps_per_s: float = 0.0
+    samples_per_s: float = 0.0
+    ranks: list[RankState] = field(default_factory=list)
+    elapsed_s: float = 0.0
+    billed_gb_s: float = 0.0
+    cost_usd: float = 0.0
+    cost_is_estimate: bool = True
+    stalled: str = ""
+    """What is being waited for when no step has ended for a while, naming rank and shard."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences for the user, oldest first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a job ended."""
+
+    job_id: str
+    state: str
+    """completed, stopped or failed."""
+    metrics: dict[str, float]
+    """Final loss, the user's training metrics and the last evaluation."""
+    steps: int
+    epochs: int
+    seconds: float
+    billed_gb_s: float
+    cost_usd: float
+    cost_is_estimate: bool
+    workers: int
+    memory_mb: int
+    generations: int
+    weights_digest: str | None
+    """``sha256:…`` of the final weights."""
+    model_path: str | None
+    best_model_path: str | None
+    checkpoint: str | None
+    """Where the newest checkpoint is, when there is no model."""
+    message: str
+    """One sentence: why it ended."""
+    traceback: str = ""
+    """The worker's own, where a task's exception ended the job."""
+    notices: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

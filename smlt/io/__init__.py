@@ -1,0 +1,1 @@
+"""Stores behind small protocols: foreign errors are translated once per backend."""

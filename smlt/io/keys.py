@@ -1,0 +1,118 @@
+"""The name of every key and stream, in one place.
+
+Everything of one generation carries the hash tag ``{job:generation}``, so that on a cluster a
+shard, its notice and the marker lie in one slot and go through one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class JobObjects:
+    """Keys of a job in the object store."""
+
+    job_id: str
+
+    @property
+    def state(self) -> str:
+        return f"jobs/{self.job_id}/job.json"
+
+    @property
+    def model(self) -> str:
+        return f"jobs/{self.job_id}/model.safetensors"
+
+    def best(self, step: int) -> str:
+        return f"jobs/{self.job_id}/best/{step:09d}.safetensors"
+
+    @property
+    def checkpoints(self) -> str:
+        return f"jobs/{self.job_id}/checkpoints/"
+
+    def generation(self, generation: int) -> str:
+        return f"{self.checkpoints}{generation:06d}/"
+
+    def manifest(self, generation: int, step: int) -> str:
+        return f"{self.generation(generation)}{step:09d}/manifest.json"
+
+    def part(self, generation: int, step: int, part: int) -> str:
+        return f"{self.generation(generation)}{step:09d}/part-{part:05d}.safetensors"
+
+
+def package_key(code: str) -> str:
+    """The deployment package with this SHA-256."""
+    return f"code/{code}.zip"
+
+
+def blob_key(sha256: str) -> str:
+    """A file of the user's data, by content."""
+    return f"data/{sha256}"
+
+
+def data_manifest_key(sha256: str) -> str:
+    return f"manifests/{sha256}.json"
+
+
+def job_prefix(job_id: str) -> str:
+    """What every key of a job in the parameter store begins with."""
+    return f"smlt:{{{job_id}:"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKeys:
+    """Keys and streams of one generation in the parameter store."""
+
+    job_id: str
+    generation: int
+
+    @property
+    def _tag(self) -> str:
+        return f"{job_prefix(self.job_id)}{self.generation}}}"
+
+    @property
+    def marker(self) -> str:
+        return f"{self._tag}:marker"
+
+    @property
+    def roster(self) -> str:
+        return f"{self._tag}:roster"
+
+    @property
+    def abort(self) -> str:
+        return f"{self._tag}:abort"
+
+    @property
+    def control(self) -> str:
+        """Stream: claims, roster, stop, abort, standings, manifests, leavings."""
+        return f"{self._tag}:control"
+
+    @property
+    def reports(self) -> str:
+        return f"{self._tag}:reports"
+
+    @property
+    def client(self) -> str:
+        """The client's lease."""
+        return f"{self._tag}:client"
+
+    def claim(self, rank: int) -> str:
+        return f"{self._tag}:claim:{rank}"
+
+    def lease(self, rank: int) -> str:
+        return f"{self._tag}:lease:{rank}"
+
+    def contributions(self, owner: int) -> str:
+        """Stream: shards put for this owner."""
+        return f"{self._tag}:contributions:{owner}"
+
+    @property
+    def means(self) -> str:
+        """Stream: means put by their owners."""
+        return f"{self._tag}:means"
+
+    def contribution(self, step: int, shard: int, rank: int) -> str:
+        return f"{self._tag}:{step}:{shard}:{rank}"
+
+    def mean(self, step: int, shard: int) -> str:
+        return f"{self._tag}:{step}:{shard}:mean"

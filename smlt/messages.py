@@ -1,0 +1,202 @@
+"""What crosses a boundary: between client and worker, and between a job and the one that resumes it.
+
+All of them travel as JSON or msgpack built from plain fields, never as pickles.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Self, get_type_hints
+
+
+class StopReason(enum.IntFlag):
+    """Why a rank wants the generation to end after this step; ORed over all ranks."""
+
+    TARGET = 1  # the job's own end: its last step, --until or --patience
+    PLAN = 2  # another number of ranks, another memory size
+    HANDOVER = 4  # the function's time limit is near
+    USER = 8  # Ctrl-C, smlt stop
+    BUDGET = 16
+    ORPHANED = 32  # no client has been seen for the orphan time-out
+
+
+class _Plain:
+    """Mixin: a dataclass that turns into plain dicts and back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build from plain fields; unknown ones, of a newer version, are ignored."""
+        hints = get_type_hints(cls)
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
+        for name, value in known.items():
+            nested = _dataclass_in(hints[name])
+            if nested is not None and isinstance(value, Mapping):
+                known[name] = nested.from_dict(value)
+        return cls(**known)
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass named by a type hint such as ``Plan`` or ``Plan | None``, if there is one."""
+    for candidate in (hint, *getattr(hint, "__args__", ())):
+        if isinstance(candidate, type) and is_dataclass(candidate):
+            return candidate
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourcePlan(_Plain):
+    """How many functions of what size."""
+
+    workers: int
+    memory_mb: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits(_Plain):
+    """Every time limit of a job, in seconds: no wait is longer than its limit."""
+
+    lease_s: float = 10.0  # a rank that has not been heard of for this long is lost
+    heartbeat_s: float = 1.0
+    start_s: float = 60.0  # from drawing a generation until its roster is fixed
+    load_s: float = 300.0  # from the roster until every rank has its first shard out
+    step_s: float = 120.0  # one wait for one shard
+    save_s: float = 60.0  # an ending, from its first sign to the last rank's leaving
+    client_lease_s: float = 4.0
+    orphan_s: float = 5.0  # the client's lease may be gone for this long
+    function_s: float = 900.0  # Lambda's own limit
+    handover_s: float = 45.0  # how long before that limit a rank hands over
+    store_s: float = 15.0  # a store that does not answer for this long is lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec(_Plain):
+    """All that decides the result of a job; never changes once the job exists."""
+
+    target: str
+    """``file.py:Class`` relative to the code's root, or ``module:Class``."""
+    params: dict[str, Any] = field(default_factory=dict)
+    code: str = ""
+    """SHA-256 of the deployment package."""
+    data: str | None = None
+    """Key of the data manifest in the object store."""
+    seed: int = 0
+    batch_size: int = 64
+    epochs: int | None = None
+    steps: int | None = None
+    until: str | None = None
+    patience: int | None = None
+    keep_best: str | None = None
+    init_from: str | None = None
+    """Key, in the object store, of safetensors weights to begin from."""
+    virtual_workers: int = 16
+    shard_bytes: int = 4 << 20
+    aggregators: int | None = None
+    """Owners of shards (m); by default as many as there are ranks."""
+    wire_dtype: str = "fp32"
+    checkpoint_s: float = 60.0
+    digest_steps: int = 50
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position(_Plain):
+    """A committed state: what generation saved it, and at the start of which step."""
+
+    generation: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState(_Plain):
+    """The durable truth about a job, one object, changed only by compare-and-set."""
+
+    job_id: str
+    spec: JobSpec
+    plan: ResourcePlan
+    status: str = "running"
+    """running, completed, stopped or failed."""
+    generation: int = 0
+    parent: Position | None = None
+    token: int = 1
+    """Fencing token of the client that holds the job; workers refuse a lower one."""
+    stop_requested: bool = False
+    ending: str = ""
+    """Why the last generation ended, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTask(_Plain):
+    """The payload of one invocation."""
+
+    job_id: str
+    generation: int
+    rank: int
+    token: int
+    objects: str
+    """URL of the object store."""
+    parameters: str
+    """URL of the parameter store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankState(_Plain):
+    """What a rank says of itself with every heartbeat."""
+
+    rank: int
+    state: str
+    """claimed, loading, training, evaluating, saving, left."""
+    step: int = 0
+    pid: int = 0
+    waiting_for: str = ""
+    """In words: "shard 3 of rank 1"; empty when it waits for nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord(_Plain):
+    """One training step, as the reporting rank saw it; equal on all ranks but for the time."""
+
+    step: int
+    epoch: int
+    loss: float
+    samples: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    spans: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase: compute, upload, reduce, download, wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport(_Plain):
+    """What a rank tells the client through the reports stream."""
+
+    rank: int
+    kind: str
+    """steps, evaluation, notice, spans, plan or model."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+    total_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure(_Plain):
+    """Why a generation was aborted: who called it, and what happened."""
+
+    kind: str
+    """task, numbers, lost, missing, store, frame, start, stop, space or internal."""
+    message: str
+    rank: int | None = None
+    step: int | None = None
+    traceback: str = ""
+
+    @property
+    def signature(self) -> tuple[str, str]:
+        """What makes two failures the same one."""
+        return self.kind, self.message
