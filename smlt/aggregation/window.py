@@ -1,0 +1,31 @@
+"""Run awaitables a few ahead, and take their results in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+async def in_order(
+    starts: Iterable[Callable[[], Coroutine[Any, Any, Result]]], window: int
+) -> AsyncIterator[Result]:
+    """Yield each coroutine's result in the order given, at most ``window`` of them under way.
+
+    Close it (``contextlib.aclosing``) when not consumed to its end: what is under way is cancelled.
+    """
+    waiting = iter(starts)
+    running: deque[asyncio.Task[Result]] = deque()
+    try:
+        for start in waiting:
+            running.append(asyncio.create_task(start()))
+            if len(running) == window:
+                yield await running.popleft()
+        while running:
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
