@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -68,7 +69,8 @@ class Task(Protocol):
         """Write the gradient of the *sum* of the samples' losses into the zeroed views.
 
         Call ``ready(name)`` as soon as a view is final (optional), so that it can be sent while
-        the rest is computed.
+        the rest is computed. The replicated state is unchanged on return, also after an
+        exception: whatever the computation moved (a BatchNorm's running mean) is put back.
         """
         ...
 
@@ -106,6 +108,11 @@ class Task(Protocol):
     def evaluates(self) -> bool:
         """Whether evaluation steps take place: by default, when ``measure`` is written."""
         return type(self).measure is not Task.measure
+
+    def seed(self, seed: int) -> None:
+        """Seed every generator that the task draws from; called on the trainer's thread."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 — user code draws from the global generator
 
     def drain_metrics(self) -> dict[str, Metric]:
         """Return the user's own training metrics since the last call, and forget them."""
