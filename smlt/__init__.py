@@ -1,0 +1,52 @@
+"""Train machine-learning models on serverless functions.
+
+Public names are resolved when first used, so that ``import smlt`` loads neither torch nor boto.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from smlt._version import __version__
+
+if TYPE_CHECKING:
+    from smlt.config import TrainConfig
+    from smlt.errors import SmltError
+    from smlt.session import Session
+    from smlt.worker.data_iterator import Data
+    from smlt.worker.task import Contribution, Metric, Task
+    from smlt.worker.torch_task import TorchTask
+
+__all__ = [
+    "Contribution",
+    "Data",
+    "Metric",
+    "Session",
+    "SmltError",
+    "Task",
+    "TorchTask",
+    "TrainConfig",
+    "__version__",
+]
+
+_HOMES = {
+    "Contribution": "smlt.worker.task",
+    "Data": "smlt.worker.data_iterator",
+    "Metric": "smlt.worker.task",
+    "Session": "smlt.session",
+    "SmltError": "smlt.errors",
+    "Task": "smlt.worker.task",
+    "TorchTask": "smlt.worker.torch_task",
+    "TrainConfig": "smlt.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,252 @@
+"""What a user may ask of a training job, checked once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+from smlt.config.goals import BestBy, parse_best, parse_until
+from smlt.config.sources import (
+    CONFIG_FILE,
+    flag,
+    from_arguments,
+    from_environment,
+    from_file,
+    merged,
+    shown,
+    typed,
+)
+from smlt.errors import ConfigError
+
+DEFAULT_RUN_DIR = Path(".smlt")
+CONCURRENCY_LIMIT = 1000  # functions at a time: what an AWS account has unless it asks for more
+MEMORY_MB = (128, 10240)
+LARGEST_SHARD_MB = 512  # the largest value that Valkey stores under one key
+
+_TARGET = re.compile(r".+:[^:/\\]+")
+_SERVER = re.compile(r"(rediss?|unix)://.+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """All that ``smlt train`` can be told.
+
+    Raises:
+        ConfigError: a value cannot be used; the one sentence says where it came from.
+    """
+
+    target: str
+    """``file.py:Class`` or ``module:Class``."""
+    data: Path | None = None
+    """Folder of the data; by default the folder ``data`` beside the task's file."""
+    workers: int = 4
+    memory_mb: int = 1769
+    """Memory of one function, in MB of 1,048,576 bytes; 1,769 MB buy one whole vCPU."""
+    epochs: int | None = None
+    """1 when neither epochs nor steps nor until is given."""
+    steps: int | None = None
+    batch_size: int = 64
+    """Samples in one step, over all workers."""
+    seed: int = 0
+    until: str | None = None
+    patience: int | None = None
+    """Evaluations without a better metric after which training ends."""
+    init_from: Path | None = None
+    keep_best: str | None = None
+    shard_mb: float = 4.0
+    aggregators: int | None = None
+    run_dir: Path = DEFAULT_RUN_DIR
+    params: tuple[str, ...] = ()
+    """``KEY=VALUE`` each, for the task's constructor."""
+    inline: bool = False
+    """One rank, in this process; workers does not matter then."""
+    json: bool = False
+    quiet: bool = False
+    parameters: str | None = None
+    """URL of a running Valkey or Redis server; None starts one on this machine."""
+    virtual_workers: int | None = None
+    """Fixed partition of the data; None means ``streams``' own choice."""
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where each value came from, in words, for messages about it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", tuple(self.params))
+        for name in ("data", "init_from", "run_dir"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else Path(value))
+        self._check_numbers()
+        self._check_ends()
+        self._check_split()
+        self._check_task()
+        if self.epochs is None and self.steps is None and self.until is None:
+            object.__setattr__(self, "epochs", 1)
+
+    @classmethod
+    def load(
+        cls,
+        arguments: Mapping[str, Any],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> Self:
+        """Join arguments, environment, ``smlt.toml`` in the folder, and defaults.
+
+        Args:
+            arguments: by field name; None means not given, text is read as its field's type.
+            environment: by default the process's own.
+            folder: by default the current one.
+
+        Raises:
+            ConfigError: a value cannot be used, or the file has an unknown key or is no TOML.
+        """
+        layers = [
+            from_file((folder or Path()) / CONFIG_FILE, _NAMES),
+            from_environment(os.environ if environment is None else environment, _NAMES),
+            from_arguments(arguments),
+        ]
+        values: dict[str, Any] = {}
+        sources = {name: f"{flag(name)} (by default)" for name in _NAMES}
+        for layer in layers:
+            for name, (value, source) in layer.items():
+                given = typed(value, _kind(name), source)
+                # --param lr=0.1 changes one parameter of the file's, not all of them.
+                values[name] = merged(values.get(name, ()), given) if name == "params" else given
+                sources[name] = source
+        if "target" not in values:
+            raise ConfigError(
+                "No TARGET is given: name the task to train, as in `smlt train train.py:Mnist`, "
+                f"or set target in {CONFIG_FILE}."
+            )
+        return cls(**values, sources=sources)
+
+    def where(self, name: str) -> str:
+        """Say in words where a field's value came from: ``--workers``, ``SMLT_WORKERS``, a line."""
+        return self.sources.get(name, name)
+
+    @property
+    def streams(self) -> int:
+        """Virtual workers: the given number, else a power of two that is enough for all workers."""
+        if self.virtual_workers is not None:
+            return self.virtual_workers
+        return max(16, 1 << (self.workers - 1).bit_length())
+
+    @property
+    def watched(self) -> BestBy | None:
+        """The metric that patience looks at: that of keep_best, else that of until."""
+        if self.keep_best is not None:
+            return parse_best(self.keep_best, self.where("keep_best"))
+        if self.until is not None:
+            until = parse_until(self.until, self.where("until"))
+            return BestBy(until.metric, until.lower_is_better)
+        return None
+
+    def _refuse(self, name: str, why: str) -> ConfigError:
+        return ConfigError(f"{self.where(name)} is {shown(getattr(self, name))}: {why}")
+
+    def _check_numbers(self) -> None:
+        for name in ("workers", "epochs", "steps", "batch_size", "patience", "virtual_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise self._refuse(name, "give a whole number of at least 1.")
+        if not 0 <= self.seed < 1 << 63:
+            raise self._refuse("seed", "give a whole number from 0 to 2^63 - 1.")
+        if self.workers > CONCURRENCY_LIMIT:
+            raise self._refuse(
+                "workers",
+                f"Lambda runs at most {CONCURRENCY_LIMIT:,} functions of an account at a time, "
+                "so give no more than that.",
+            )
+        low, high = MEMORY_MB
+        if not low <= self.memory_mb <= high:
+            raise self._refuse("memory_mb", f"Lambda offers {low} to {high:,} MB.")
+        if not 0 < self.shard_mb <= LARGEST_SHARD_MB:
+            raise self._refuse("shard_mb", f"give more than 0 and at most {LARGEST_SHARD_MB} MB.")
+
+    def _check_ends(self) -> None:
+        if self.until is not None:
+            parse_until(self.until, self.where("until"))
+        if self.keep_best is not None:
+            parse_best(self.keep_best, self.where("keep_best"))
+        if self.patience is not None and self.watched is None:
+            raise self._refuse(
+                "patience",
+                "there is no metric to be patient with, so name one with --keep-best or --until.",
+            )
+
+    def _check_split(self) -> None:
+        streams = self.streams
+        if streams & (streams - 1):
+            raise self._refuse("virtual_workers", "give a power of two.")
+        if streams < self.workers:
+            raise self._refuse(
+                "virtual_workers",
+                f"that leaves some of {self.workers} workers without data, so give a power of two "
+                f"of at least {self.workers}.",
+            )
+        if self.batch_size < streams:
+            raise self._refuse(
+                "batch_size",
+                f"each batch is shared by {streams} virtual workers, so give at least {streams}, "
+                "or a smaller --virtual-workers.",
+            )
+        if self.aggregators is not None and not 1 <= self.aggregators <= self.workers:
+            raise self._refuse(
+                "aggregators", f"give a number from 1 to the {self.workers} workers there are."
+            )
+
+    def _check_task(self) -> None:
+        if not _TARGET.fullmatch(self.target):
+            raise self._refuse("target", "write file.py:Class or module:Class.")
+        if self.parameters is not None and not _SERVER.fullmatch(self.parameters):
+            # The URL may hold a password, so it is not repeated.
+            raise ConfigError(
+                f"{self.where('parameters')} is no URL of a Valkey or Redis server: write "
+                "redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket."
+            )
+        if self.data is not None and not self.data.is_dir():
+            raise self._refuse("data", "there is no such folder; give the one that holds the data.")
+        if self.init_from is not None and not self.init_from.is_file():
+            raise self._refuse("init_from", "there is no such file; give a .safetensors file.")
+        for text in self.params:
+            name, equals, _ = text.partition("=")
+            if not equals or not name.isidentifier():
+                raise ConfigError(
+                    f"{self.where('params')} is {text!r}: write NAME=VALUE, as in --param lr=0.02."
+                )
+
+
+_NAMES = tuple(f.name for f in fields(TrainConfig) if f.name != "sources")
+_HINTS = get_type_hints(TrainConfig)
+
+
+def _kind(name: str) -> type:
+    """The plain type of a field: ``int`` for ``int | None``, ``tuple`` for ``tuple[str, ...]``."""
+    hint = _HINTS[name]
+    if get_origin(hint) is tuple:
+        return tuple
+    kind: type = next((kind for kind in get_args(hint) if kind is not NoneType), hint)
+    return kind
+
+
+def find_run_dir(
+    argument: Path | None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Return the run directory by the precedence of ``TrainConfig.load``, and check nothing else.
+
+    Raises:
+        ConfigError: ``smlt.toml`` cannot be used.
+    """
+    if argument is not None:
+        return argument
+    layer = from_file((folder or Path()) / CONFIG_FILE, _NAMES)
+    layer |= from_environment(os.environ if environment is None else environment, _NAMES)
+    value, source = layer.get("run_dir", (DEFAULT_RUN_DIR, ""))
+    return Path(typed(value, Path, source))
