@@ -1,0 +1,1 @@
+"""What a job did, read back from the log of its events."""
