@@ -11,15 +11,21 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Self, get_type_hints
 
 
-class StopReason(enum.IntFlag):
-    """Why a rank wants the generation to end after this step; ORed over all ranks."""
+class StepFlag(enum.IntFlag):
+    """What a rank wants of the end of a step; ORed over all ranks, it rides on the frames."""
 
-    TARGET = 1  # the job's own end: its last step, --until or --patience
-    PLAN = 2  # another number of ranks, another memory size
-    HANDOVER = 4  # the function's time limit is near
-    USER = 8  # Ctrl-C, smlt stop
-    BUDGET = 16
-    ORPHANED = 32  # no client has been seen for the orphan time-out
+    TARGET = 1  # stop: the job's own end, by its last step, --until or --patience
+    PLAN = 2  # stop: another number of ranks, another memory size
+    HANDOVER = 4  # stop: the function's time limit is near
+    USER = 8  # stop: Ctrl-C, smlt stop
+    BUDGET = 16  # stop
+    ORPHANED = 32  # stop: no client has been seen for the orphan time-out
+    CHECKPOINT = 256  # go on, and save a checkpoint meanwhile
+
+    @property
+    def stops(self) -> StepFlag:
+        """The reasons to end the generation."""
+        return self & ~StepFlag.CHECKPOINT
 
 
 class _Plain:

@@ -39,8 +39,6 @@ _OFFLOAD_BYTES = 256 << 10
 Shard = NDArray[np.float32]
 Offload = Callable[..., Awaitable[Any]]
 """Run a blocking function elsewhere: ``asyncio.to_thread``, or at once under a simulator."""
-Merge = Callable[[Sequence[frame.Meta]], frame.Meta]
-"""Combine the metas that the ranks gave for one shard, in the order of ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,6 @@ class AllReduce:
         weight: float,
         flags: int,
         meta: Callable[[int], frame.Meta],
-        merge: Merge,
         stale: Sequence[str] = (),
     ) -> None:
         self._members = members
@@ -101,14 +98,13 @@ class AllReduce:
         self._weight = weight
         self._flags = flags
         self._meta = meta
-        self._merge = merge
         self._stale = list(stale)
         self._ready = [asyncio.Event() for _ in range(plan.shards)]
         self._settled = asyncio.Event()
         self._uploads = asyncio.Semaphore(_TRANSFERS)
         self._downloads = asyncio.Semaphore(_TRANSFERS)
         self._reductions = asyncio.Semaphore(_REDUCTIONS)
-        self._result = StepResult(0, 0.0, [{} for _ in range(plan.shards)])
+        self._result = StepResult(0, 0.0, [frame.Meta()] * plan.shards)
 
     def ready(self, shard: int) -> None:
         """Say that the shard's gradient is final. On the event loop's thread."""
@@ -173,7 +169,7 @@ class AllReduce:
         flags = 0
         for header in headers:
             flags |= header.flags
-        return frame.ShardHeader(flags, weight, self._merge([header.meta for header in headers]))
+        return frame.ShardHeader(flags, weight, _merged([header.meta for header in headers]))
 
     async def _contribution(
         self, shard: int, rank: int, own: Shard
@@ -258,6 +254,17 @@ class AllReduce:
 
     def _span(self, phase: str) -> _Span:
         return _Span(self._result.spans, phase, self._members.clock)
+
+
+def _merged(metas: Sequence[frame.Meta]) -> frame.Meta:
+    """Combine what the ranks said of one shard: present anywhere is present, metrics add up."""
+    bits = [np.frombuffer(meta.present, np.uint8) for meta in metas]
+    metrics: dict[str, tuple[float, float]] = {}
+    for meta in metas:
+        for name, (total, weight) in meta.metrics.items():
+            before = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (before[0] + total, before[1] + weight)
+    return frame.Meta(np.bitwise_or.reduce(bits).tobytes(), metrics)
 
 
 class _Span:

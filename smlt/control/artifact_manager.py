@@ -1,0 +1,182 @@
+"""Pack code and data, content-addressed, into the object store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import smlt
+from smlt.errors import ConfigError, TaskError
+from smlt.io.keys import blob_key, data_manifest_key, package_key
+from smlt.io.object_store import ObjectStore
+
+HANDLER = "smlt.worker.handler.handler"
+ZIP_LIMIT = 50 << 20
+"""Bytes of a deployment package that Lambda takes directly."""
+
+# What a function needs of smlt: the control plane, its emulator and its views stay at home.
+_WORKER_PARTS = ("_core", "aggregation", "config", "io", "worker")
+_SKIPPED_FOLDERS = {"__pycache__", "node_modules", "build", "dist"}
+# Reproducible: the same content gives the same bytes, whenever and by whomever it is packed.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the user's task is, here and inside the package."""
+
+    root: Path
+    """The folder that the package's top level mirrors."""
+    reference: str
+    """``file.py:Class`` or ``module:Class``, relative to the root."""
+    folder: Path
+    """The folder of the task's file; its ``data/`` is the default data."""
+    only: str | None = None
+    """The one module or package under the root to pack; everything where it is None."""
+
+
+def locate(target: str, working_directory: Path) -> Target:
+    """Find the code behind ``file.py:Class`` or ``module:Class``.
+
+    Raises:
+        TaskError: it is neither, or the file or module is not there.
+    """
+    place, separator, name = target.rpartition(":")
+    if not separator or not place or not name.isidentifier():
+        raise TaskError(f"TARGET {target!r} is not of the form file.py:Class or module:Class")
+    if place.endswith(".py"):
+        path = (working_directory / place).resolve()
+        if not path.is_file():
+            raise TaskError(f"TARGET {target!r}: there is no file {path}")
+        return Target(path.parent, f"{path.name}:{name}", path.parent)
+    top = place.partition(".")[0]
+    if (working_directory / top).is_dir() or (working_directory / f"{top}.py").is_file():
+        folder = working_directory / Path(*place.split(".")).parent
+        return Target(working_directory, target, folder, only=top)
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise TaskError(
+            f"TARGET {target!r}: there is no module {top!r} in {working_directory}, and none is "
+            "installed"
+        )
+    origin = Path(spec.origin)
+    is_package = spec.submodule_search_locations is not None
+    root = origin.parent.parent if is_package else origin.parent
+    return Target(root, target, root / Path(*place.split(".")).parent, only=top)
+
+
+def pack_code(target: Target, skip: tuple[Path, ...]) -> tuple[bytes, str]:
+    """Build the deployment package: the user's code and the worker's part of smlt.
+
+    ``skip`` names folders that are not code: the data and the run directory.
+
+    Returns:
+        The zip's bytes and their SHA-256.
+
+    Raises:
+        ConfigError: it is larger than Lambda takes; names the largest files.
+    """
+    files = {**_smlt_files(), **_user_files(target, {path.resolve() for path in skip})}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as package:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.external_attr = 0o644 << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            package.writestr(info, files[name].read_bytes())
+            if buffer.tell() > ZIP_LIMIT:
+                raise ConfigError(_too_large(target, files))
+    data = buffer.getvalue()
+    return data, hashlib.sha256(data).hexdigest()
+
+
+async def upload_code(objects: ObjectStore, package: bytes, code: str) -> None:
+    """Store a package under its hash; one that is there already is not sent again."""
+    if await objects.head(package_key(code)) is None:
+        await objects.put(package_key(code), package)
+
+
+async def upload_data(objects: ObjectStore, source: Path) -> str:
+    """Store every file of a folder (or one file) by content; return the manifest's key.
+
+    Raises:
+        ConfigError: there is nothing to upload.
+    """
+    paths = {path.relative_to(source).as_posix(): path for path in _files_below(source, set())}
+    if not paths:
+        raise ConfigError(f"the data folder {source} holds no file")
+    files = {}
+    for name, path in sorted(paths.items()):
+        digest, size = await asyncio.to_thread(_hash_file, path)
+        files[name] = {"sha256": digest, "size": size}
+        if await objects.head(blob_key(digest)) is None:
+            await objects.put_file(blob_key(digest), path)
+    manifest = json.dumps({"files": files}, sort_keys=True).encode()
+    key = data_manifest_key(hashlib.sha256(manifest).hexdigest())
+    if await objects.head(key) is None:
+        await objects.put(key, manifest)
+    return key
+
+
+def _smlt_files() -> dict[str, Path]:
+    home = Path(smlt.__file__).parent
+    files = {f"smlt/{path.name}": path for path in home.glob("*.py") if path.name != "session.py"}
+    for part in _WORKER_PARTS:
+        for path in (home / part).rglob("*"):
+            if path.suffix in (".py", ".so", ".pyd"):
+                files[f"smlt/{path.relative_to(home).as_posix()}"] = path
+    return files
+
+
+def _user_files(target: Target, skip: set[Path]) -> dict[str, Path]:
+    if target.only is None:
+        return {
+            path.relative_to(target.root).as_posix(): path
+            for path in _files_below(target.root, skip)
+        }
+    package = target.root / target.only
+    if package.is_dir():
+        paths = _files_below(package, skip)
+        return {path.relative_to(target.root).as_posix(): path for path in paths}
+    return {f"{target.only}.py": target.root / f"{target.only}.py"}
+
+
+def _files_below(folder: Path, skip: set[Path]) -> Iterator[Path]:
+    """Walk a folder's files in order, leaving out what is hidden, generated or installed."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.resolve() in skip:
+            continue
+        if path.is_file():
+            if path.suffix not in (".pyc", ".pyo"):
+                yield path
+        elif path.is_dir() and path.name not in _SKIPPED_FOLDERS:
+            if not (path / "pyvenv.cfg").exists() and not path.name.endswith(".egg-info"):
+                yield from _files_below(path, skip)
+
+
+def _too_large(target: Target, files: dict[str, Path]) -> str:
+    largest = sorted(files.items(), key=lambda item: -item[1].stat().st_size)[:3]
+    listed = ", ".join(f"{name} ({path.stat().st_size / 1e6:.0f} MB)" for name, path in largest)
+    return (
+        f"the code below {target.root} does not fit Lambda's {ZIP_LIMIT >> 20} MB package; the "
+        f"largest files are {listed}: keep the task in a folder of its own, and data in data/"
+    )
+
+
+def _hash_file(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return digest, file.tell()
+
+
+def python_runtime() -> str:
+    """Lambda's name for the Python that runs here; worker and client must agree."""
+    return f"python{sys.version_info.major}.{sys.version_info.minor}"

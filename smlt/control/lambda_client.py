@@ -1,0 +1,169 @@
+"""The Lambda API as the scheduler needs it. AWS or embedded, only the endpoint differs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aioboto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+from smlt.errors import CloudError
+
+RUNTIME = "python3.11"
+ROLE = "arn:aws:iam::000000000000:role/smlt"
+_EVENT_LIMIT = 1 << 20
+_READY_S = 120.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where the service is. AWS's own addresses and credentials are the defaults."""
+
+    url: str | None = None
+    region: str = "us-east-1"
+    access_key: str | None = None
+    secret_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One line that a function wrote, or that Lambda wrote about it."""
+
+    stream: str
+    timestamp_ms: int
+    message: str
+
+
+class LambdaClient:
+    """Functions, event invocations and logs. Open it with ``lambda_client``."""
+
+    def __init__(self, functions: Any, logs: Any) -> None:
+        self._functions = functions
+        self._logs = logs
+
+    async def create_function(
+        self,
+        name: str,
+        package: bytes,
+        *,
+        handler: str,
+        memory_mb: int,
+        timeout_s: int,
+        environment: Mapping[str, str],
+        tmp_mb: int = 512,
+        runtime: str = RUNTIME,
+    ) -> str:
+        """Create a function and publish a version of it; return the version's qualifier."""
+        with _translated(f"creating the function {name}"):
+            await self._functions.create_function(
+                FunctionName=name,
+                Runtime=runtime,
+                Role=ROLE,
+                Handler=handler,
+                Code={"ZipFile": package},
+                MemorySize=memory_mb,
+                Timeout=timeout_s,
+                EphemeralStorage={"Size": tmp_mb},
+                Environment={"Variables": dict(environment)},
+            )
+            await self._until_ready(name)
+            # A retry by the service would be a second worker under the first one's name.
+            await self._functions.put_function_event_invoke_config(
+                FunctionName=name, MaximumRetryAttempts=0, MaximumEventAgeInSeconds=60
+            )
+            published = await self._functions.publish_version(FunctionName=name)
+            await self._until_ready(name, published["Version"])
+        return str(published["Version"])
+
+    async def invoke(self, name: str, qualifier: str, payload: Mapping[str, Any]) -> str:
+        """Send an event; return its request id. Never retried: twice sent is two workers."""
+        body = json.dumps(payload).encode()
+        if len(body) > _EVENT_LIMIT:
+            raise CloudError(f"an event of {len(body)} bytes exceeds Lambda's limit of 1 MB")
+        with _translated(f"invoking {name}"):
+            answer = await self._functions.invoke(
+                FunctionName=name, Qualifier=qualifier, InvocationType="Event", Payload=body
+            )
+        return str(answer["ResponseMetadata"]["RequestId"])
+
+    async def delete_function(self, name: str) -> None:
+        """Delete the function with all its versions; one that is gone is no error."""
+        with _translated(f"deleting the function {name}"):
+            try:
+                await self._functions.delete_function(FunctionName=name)
+            except self._functions.exceptions.ResourceNotFoundException:
+                return
+
+    async def log_events(self, name: str, since_ms: int) -> list[LogEvent]:
+        """Return what the function's invocations have written since a moment, in order."""
+        events: list[LogEvent] = []
+        request = {"logGroupName": f"/aws/lambda/{name}", "startTime": since_ms}
+        with _translated(f"reading the logs of {name}"):
+            while True:
+                try:
+                    page = await self._logs.filter_log_events(**request)
+                except self._logs.exceptions.ResourceNotFoundException:
+                    return events
+                events.extend(
+                    LogEvent(event["logStreamName"], event["timestamp"], event["message"])
+                    for event in page["events"]
+                )
+                if "nextToken" not in page:
+                    return events
+                request["nextToken"] = page["nextToken"]
+
+    async def _until_ready(self, name: str, qualifier: str = "$LATEST") -> None:
+        async with asyncio.timeout(_READY_S):
+            while True:
+                found = await self._functions.get_function_configuration(
+                    FunctionName=name, Qualifier=qualifier
+                )
+                state, update = found.get("State", "Active"), found.get("LastUpdateStatus")
+                if state == "Failed" or update == "Failed":
+                    reason = found.get("StateReason") or found.get("LastUpdateStatusReason")
+                    raise CloudError(f"the function {name} cannot be made ready: {reason}")
+                if state == "Active" and update in (None, "Successful"):
+                    return
+                await asyncio.sleep(_POLL_S)
+
+
+@asynccontextmanager
+async def lambda_client(endpoint: Endpoint) -> AsyncIterator[LambdaClient]:
+    """Open connections to the Lambda and CloudWatch Logs APIs."""
+    session = aioboto3.Session(
+        aws_access_key_id=endpoint.access_key, aws_secret_access_key=endpoint.secret_key
+    )
+    options = {"endpoint_url": endpoint.url, "region_name": endpoint.region}
+    once = Config(retries={"total_max_attempts": 1}, max_pool_connections=64)
+    async with (
+        session.client("lambda", config=once, **options) as functions,
+        session.client("logs", **options) as logs,
+    ):
+        yield LambdaClient(functions, logs)
+
+
+class _translated:  # noqa: N801 — reads as a word at its one use
+    """Turn botocore's errors, and a time-out, into one CloudError that says what was tried."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, ClientError):
+            details = error.response.get("Error", {})
+            code, message = details.get("Code", "?"), details.get("Message", str(error))
+            raise CloudError(f"{self._doing} failed: {code}: {message}") from error
+        if isinstance(error, ConnectionError | HTTPClientError | BotoCoreError):
+            raise CloudError(f"{self._doing} failed: {error}") from error
+        if isinstance(error, TimeoutError):
+            raise CloudError(f"{self._doing} took more than {_READY_S:g} s") from error

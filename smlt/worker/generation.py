@@ -1,0 +1,193 @@
+"""A rank's life in one generation: claim, roster, lease, stop flags, abort (protocol, A generation).
+
+A generation is an immutable view. Whatever goes wrong ends it; nothing is repaired inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgpack
+
+from smlt.aggregation.notices import Notices
+from smlt.errors import AbortedError, SmltError, StoreLostError
+from smlt.io.keys import GenerationKeys
+from smlt.io.parameter_store import ParameterStore
+from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerReport, WorkerTask
+
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The ranks that a generation has, fixed once."""
+
+    ranks: tuple[int, ...]
+
+    @property
+    def world_size(self) -> int:
+        return len(self.ranks)
+
+    def pack(self) -> bytes:
+        return bytes(msgpack.packb({"ranks": list(self.ranks)}))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Roster:
+        return cls(tuple(msgpack.unpackb(data, max_buffer_size=1 << 20)["ranks"]))
+
+
+class Generation:
+    """One rank's membership. ``join`` it, then ``heartbeat`` and ``notices.run`` run beside it."""
+
+    def __init__(
+        self,
+        task: WorkerTask,
+        store: ParameterStore,
+        limits: Limits,
+        *,
+        request_id: str,
+        deadline: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.task = task
+        self.store = store
+        self.keys = GenerationKeys(task.job_id, task.generation)
+        self.limits = limits
+        self.notices = Notices(store, self.keys, task.rank, self._on_control)
+        self.clock = clock
+        self.standings: dict[int, int] = {}
+        """Ranks that have said, at an ending, what step they hold."""
+        self.progressed = asyncio.Event()
+        """Set by every notice of the control stream; whoever waits on it clears it."""
+        self.state = "claimed"
+        self.step = 0
+        self.aborted: Failure | None = None
+        self._request_id = request_id
+        self._deadline = deadline
+        self._stop = StepFlag(0)
+        self._client_seen = clock()
+
+    @property
+    def ttl_s(self) -> float:
+        """Longer than anything of this generation can be needed."""
+        return self.limits.function_s + self.limits.start_s + self.limits.save_s
+
+    async def join(self) -> Roster | None:
+        """Claim the rank and wait for the roster; None when this invocation is not wanted.
+
+        Raises:
+            StoreError: the parameter store is not there, or not this generation's.
+        """
+        await self.store.check(self.keys.marker)
+        claim = self._request_id.encode()
+        stands = await self.store.first(
+            self.keys.claim(self.task.rank),
+            claim,
+            guard=self.keys.marker,
+            ttl_s=self.ttl_s,
+            stream=self.keys.control,
+            fields={"event": b"claimed", "rank": b"%d" % self.task.rank},
+        )
+        if stands != claim:
+            return None  # another delivery of the same event came first
+        await self._renew()
+        after = {self.keys.control: "0-0"}
+        give_up = self.clock() + self.limits.start_s + self.limits.lease_s
+        while self.clock() < give_up:
+            packed, abort = await self.store.values([self.keys.roster, self.keys.abort])
+            if abort is not None:
+                return None
+            if packed is not None:
+                roster = Roster.unpack(packed)
+                return roster if self.task.rank in roster.ranks else None
+            for notice in await self.store.read(after, wait_s=_POLL_S):
+                after[notice.stream] = notice.id
+            await self._renew()
+        return None
+
+    async def heartbeat(self) -> None:
+        """Renew the lease, and watch marker and client, until cancelled."""
+        try:
+            while True:
+                await self._renew()
+                marker, client = await self.store.values([self.keys.marker, self.keys.client])
+                if marker is None:
+                    raise StoreLostError(
+                        "the parameter store has lost this generation: it was restarted or flushed"
+                    )
+                if client is not None:
+                    self._client_seen = self.clock()
+                await asyncio.sleep(self.limits.heartbeat_s)
+        except SmltError as error:
+            self.notices.fail(error)
+
+    async def say(self, state: str) -> None:
+        """Change what the lease says this rank is doing, at once."""
+        self.state = state
+        await self._renew()
+
+    async def _renew(self) -> None:
+        state = RankState(
+            rank=self.task.rank,
+            state=self.state,
+            step=self.step,
+            pid=os.getpid(),
+            waiting_for=self.notices.waiting_for,
+        )
+        await self.store.renew(
+            self.keys.lease(self.task.rank),
+            msgpack.packb(state.to_dict()),
+            ttl_s=self.limits.lease_s,
+        )
+
+    def flags(self) -> StepFlag:
+        """Why this rank wants to stop, decided once for a step."""
+        flags = self._stop
+        if self.clock() > self._deadline - self.limits.handover_s:
+            flags |= StepFlag.HANDOVER
+        if self.clock() > self._client_seen + self.limits.client_lease_s + self.limits.orphan_s:
+            flags |= StepFlag.ORPHANED
+        return flags
+
+    async def report(self, report: WorkerReport) -> None:
+        """Tell the client something; a store that fails is found by others."""
+        fields = {"report": bytes(msgpack.packb(report.to_dict()))}
+        await self.store.announce(self.keys.reports, fields, guard=self.keys.marker)
+
+    async def announce(self, event: str, step: int) -> None:
+        """Tell everybody of this rank's part in an ending."""
+        fields = {
+            "event": event.encode(),
+            "rank": b"%d" % self.task.rank,
+            "step": b"%d" % step,
+        }
+        await self.store.announce(self.keys.control, fields, guard=self.keys.marker)
+
+    async def abort(self, failure: Failure) -> Failure:
+        """End the generation for everybody; return the failure that stands, ours or an earlier."""
+        packed = bytes(msgpack.packb(failure.to_dict()))
+        stands = await self.store.first(
+            self.keys.abort,
+            packed,
+            guard=self.keys.marker,
+            ttl_s=self.ttl_s,
+            stream=self.keys.control,
+            fields={"event": b"abort", "failure": packed},
+        )
+        self.aborted = Failure.from_dict(msgpack.unpackb(stands))
+        return self.aborted
+
+    def _on_control(self, fields: Mapping[str, bytes]) -> None:
+        event = fields["event"]
+        if event == b"stop":
+            self._stop |= StepFlag(int(fields["reason"]))
+        elif event == b"standing":
+            self.standings[int(fields["rank"])] = int(fields["step"])
+        elif event == b"abort":
+            self.aborted = Failure.from_dict(msgpack.unpackb(fields["failure"]))
+            self.notices.fail(AbortedError(self.aborted.message))
+        self.progressed.set()

@@ -1,0 +1,248 @@
+"""The loop inside a function: gradients, all-reduce, apply, report; until an agreed stop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from smlt.aggregation.collective import Collective
+from smlt.aggregation.gradient_buffer import GradientBuffer
+from smlt.aggregation.shard_plan import plan_shards
+from smlt.aggregation.step import AllReduce, StepResult
+from smlt.errors import SmltError
+from smlt.io.frame import Meta
+from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
+from smlt.worker.generation import Generation
+from smlt.worker.samples import Samples
+from smlt.worker.schedule import Schedule, Slot
+from smlt.worker.target import Target
+from smlt.worker.task import Contribution, Task
+
+Compute = Callable[..., Awaitable[Any]]
+"""Run a function on the trainer's own thread, one at a time, in order."""
+Metrics = dict[str, tuple[float, float]]
+"""Sums and their weights, by name."""
+
+# Progress reaches the client in batches, not more often than this.
+_REPORT_S = 0.2
+_LOSS = "loss"
+
+
+class NumbersError(SmltError):
+    """A rank's loss is not finite; going on would only spread it."""
+
+
+class Trainer:
+    """One rank's training loop over the steps of a generation.
+
+    Its state between steps is the task's (equal on all ranks, bit for bit), the target's, and the
+    number of the next step. Nothing else carries over.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        spec: JobSpec,
+        generation: Generation,
+        collective: Collective,
+        samples: Samples,
+        schedule: Schedule,
+        target: Target,
+        compute: Compute,
+        checkpoint: Callable[[], Awaitable[None]],
+        keep_best: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.step = 0
+        self._task = task
+        self._spec = spec
+        self._generation = generation
+        self._collective = collective
+        self._samples = samples
+        self._schedule = schedule
+        self._target = target
+        self._compute = compute
+        self._checkpoint = checkpoint
+        self._keep_best = keep_best
+        self._buffer = GradientBuffer(task.averaged())
+        self._plan = plan_shards(
+            self._buffer.flat.size,
+            world_size=collective.members.world_size,
+            shard_bytes=spec.shard_bytes,
+            aggregators=spec.aggregators,
+        )
+        self._buffer.partition(self._plan)
+        self._records: list[dict[str, Any]] = []
+        self._reported = self._saved = time.monotonic()
+
+    async def run(self, step: int) -> StepFlag:
+        """Take steps from ``step`` on until all ranks agree to stop; return why.
+
+        Raises:
+            NumbersError: this rank's loss is not finite.
+            SmltError: the generation cannot go on, or was aborted.
+            Exception: the user's task raised.
+        """
+        self.step = step
+        agreed = StepFlag.TARGET if self._target.reached else StepFlag(0)
+        while not agreed.stops:
+            self._generation.step = self.step
+            slot = self._schedule.at(self.step)
+            flags = self._generation.flags() | self._checkpoint_due()
+            if self._schedule.is_last(self.step):
+                flags |= StepFlag.TARGET
+            agreed = await (self._evaluate if slot.evaluation else self._train)(slot, flags)
+            if agreed & StepFlag.TARGET:
+                self._target.reached = True
+            self.step += 1
+            await self._report(at_once=slot.evaluation or bool(agreed.stops))
+            if agreed & StepFlag.CHECKPOINT and not agreed.stops:
+                self._saved = time.monotonic()
+                await self._checkpoint()
+        return agreed
+
+    async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
+        """Take one training step. State changes only when all means are in."""
+        self._generation.state = "training"
+        started = time.perf_counter()
+        count = self._samples.count(slot.epoch, slot.batch)
+        metrics: Metrics = {}
+        absent: frozenset[str] = frozenset()
+
+        def meta(shard: int) -> Meta:
+            # The last shard is held back until the whole step is computed.
+            last = shard == self._plan.shards - 1
+            return Meta(self._buffer.presence(shard, absent), metrics if last else {})
+
+        self._buffer.begin()
+        reduction = self._collective.begin(
+            self.step,
+            self._plan,
+            self._buffer.flat,
+            weight=count,
+            flags=int(flags),
+            meta=meta,
+        )
+        reducing = asyncio.create_task(reduction.run())
+        try:
+            contribution = await self._gradients(slot, count, reduction)
+            absent = contribution.absent
+            metrics.update(self._own_metrics(slot, contribution, count))
+            self._buffer.finish(reduction.ready)
+            reduction.ready(self._plan.shards - 1)
+            computed = time.perf_counter()
+            result = await reducing
+        finally:
+            reducing.cancel()
+            await asyncio.gather(reducing, return_exceptions=True)
+        present = self._buffer.present([meta.present for meta in result.metas])
+        await self._compute(self._task.apply, self._buffer.views, present)
+        result.spans["compute"] = computed - started
+        self._record(slot, result, time.perf_counter() - started)
+        return StepFlag(result.flags)
+
+    async def _gradients(self, slot: Slot, count: int, reduction: AllReduce) -> Contribution:
+        """Compute this rank's gradient sums; shards go out while backward still runs."""
+        if not count:
+            return Contribution(0.0, frozenset(self._buffer.names))
+        loop = asyncio.get_running_loop()
+        held_back = self._plan.shards - 1
+
+        def announce(shard: int) -> None:
+            if shard != held_back:
+                reduction.ready(shard)
+
+        def ready(name: str) -> None:
+            loop.call_soon_threadsafe(self._buffer.ready, name, announce)
+
+        def work() -> Contribution:
+            # Transforms and the model draw from the same freshly seeded generators.
+            self._task.seed(self._seed())
+            samples = self._samples.training(slot.epoch, slot.batch)
+            return self._task.gradients(samples, self._buffer.views, ready)
+
+        contribution: Contribution = await self._compute(work)
+        return contribution
+
+    def _seed(self) -> int:
+        """Draw a seed from (seed, step, first virtual worker): no generator state carries over."""
+        first = self._samples.virtual.start
+        text = f"{self._spec.seed}/{self.step}/{first}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+    def _own_metrics(self, slot: Slot, contribution: Contribution, count: int) -> Metrics:
+        if not math.isfinite(contribution.loss_sum):
+            raise NumbersError(
+                f"the loss of rank {self._generation.task.rank} at step {slot.trained} is "
+                f"{contribution.loss_sum}: a smaller learning rate or gradient clipping "
+                "(clip_norm) may help"
+            )
+        own = {name: tuple(metric) for name, metric in self._task.drain_metrics().items()}
+        return {**own, _LOSS: (contribution.loss_sum, count)}
+
+    async def _evaluate(self, slot: Slot, flags: StepFlag) -> StepFlag:
+        """Measure the test split; a numbered step, whose sums are reduced like gradients."""
+        self._generation.state = "evaluating"
+        sums = await self._compute(self._measure)
+        result = await self._collective.sum_metrics(self.step, sums, flags=int(flags))
+        metrics = _means(result.metas[0].metrics)
+        if self._target.observe(metrics) and self._spec.keep_best:
+            await self._keep_best()
+        if self._is_reporter:
+            report = WorkerReport(
+                rank=self._generation.task.rank,
+                kind="evaluation",
+                step=slot.trained,
+                epoch=slot.epoch,
+                metrics=metrics,
+            )
+            await self._generation.report(report)
+        reached = StepFlag.TARGET if self._target.reached else StepFlag(0)
+        return StepFlag(result.flags) | reached
+
+    def _measure(self) -> Metrics:
+        sums: Metrics = {}
+        self._task.seed(self._seed())
+        for samples in self._samples.evaluation():
+            for name, metric in self._task.measure(samples).items():
+                total, weight = sums.get(name, (0.0, 0.0))
+                sums[name] = (total + metric.total, weight + metric.weight)
+        return sums
+
+    @property
+    def _is_reporter(self) -> bool:
+        """What is equal on all ranks is reported by one."""
+        return self._collective.members.rank == 0
+
+    def _checkpoint_due(self) -> StepFlag:
+        due = self._is_reporter and time.monotonic() - self._saved > self._spec.checkpoint_s
+        return StepFlag.CHECKPOINT if due else StepFlag(0)
+
+    def _record(self, slot: Slot, result: StepResult, seconds: float) -> None:
+        metrics = _means(result.metas[-1].metrics)
+        record = StepRecord(
+            step=slot.trained + 1,
+            epoch=slot.epoch,
+            loss=metrics.pop(_LOSS, math.nan),
+            samples=int(result.weight),
+            seconds=seconds,
+            metrics=metrics,
+            spans=result.spans,
+        )
+        if self._is_reporter:
+            self._records.append(record.to_dict())
+
+    async def _report(self, *, at_once: bool) -> None:
+        now = time.monotonic()
+        if not self._records or not (at_once or now - self._reported > _REPORT_S):
+            return
+        records, self._records, self._reported = self._records, [], now
+        report = WorkerReport(rank=self._generation.task.rank, kind="steps", steps=records)
+        await self._generation.report(report)
+
+
+def _means(sums: Metrics) -> dict[str, float]:
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}
