@@ -71,6 +71,11 @@ class GenerationKeys:
         return f"{job_prefix(self.job_id)}{self.generation}}}"
 
     @property
+    def prefix(self) -> str:
+        """What every key of the generation begins with."""
+        return f"{self._tag}:"
+
+    @property
     def marker(self) -> str:
         return f"{self._tag}:marker"
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from smlt.errors import StoreError
+
+Bytes = bytes | bytearray | memoryview
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a store knows of an object without reading it."""
+    """What every store knows of an object without reading it."""
 
     key: str
     size: int
-    etag: str
 
 
 class ObjectStore(Protocol):
     """Keys to bytes, with conditional writes. Keys are ``/``-separated, relative, without ``..``.
 
-    All methods raise StoreUnreachableError when the store does not answer, and StoreFullError
-    when it has no room.
+    All methods raise StoreUnreachableError when the store does not answer, StoreFullError
+    when it has no room, and StoreError for a key that no store can hold.
     """
 
     @property
@@ -38,7 +41,11 @@ class ObjectStore(Protocol):
         ...
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Return ``length`` bytes from offset ``start`` (fewer at the object's end)."""
+        """Return ``length`` bytes from offset ``start`` (fewer at the object's end).
+
+        Raises:
+            NotFoundError: no such key.
+        """
         ...
 
     async def head(self, key: str) -> ObjectInfo | None:
@@ -46,9 +53,14 @@ class ObjectStore(Protocol):
         ...
 
     async def put(
-        self, key: str, data: bytes | memoryview, *, if_absent: bool = False, if_match: str = ""
+        self,
+        key: str,
+        data: Bytes | Sequence[Bytes],
+        *,
+        if_absent: bool = False,
+        if_match: str = "",
     ) -> str:
-        """Write the whole object atomically and return its etag.
+        """Write the whole object, or its pieces in order, atomically; return its etag.
 
         Raises:
             PreconditionError: ``if_absent`` and the key exists, or the etag is not ``if_match``.
@@ -56,7 +68,7 @@ class ObjectStore(Protocol):
         ...
 
     async def put_file(self, key: str, path: Path) -> None:
-        """Write a file's content; its key is content-addressed, so an existing one is left alone."""
+        """Write a file's content; the key is content-addressed: one that exists is left alone."""
         ...
 
     def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
@@ -70,3 +82,23 @@ class ObjectStore(Protocol):
     def local_path(self, key: str) -> Path | None:
         """Where the object lies as a local file that may be memory-mapped, if it does."""
         ...
+
+
+def pieces(data: Bytes | Sequence[Bytes]) -> list[memoryview]:
+    """Return what ``put`` was given as flat byte views, none of them copied."""
+    parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
+    return [memoryview(part).cast("B") for part in parts]
+
+
+def check_key(key: str) -> None:
+    """Refuse keys that would mean different objects in different stores.
+
+    Raises:
+        StoreError: the key is empty or absolute, or has an empty, ``.`` or ``..`` part.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in key or "\\" in key:
+        raise StoreError(
+            f"the key {key!r} cannot be stored: keys are relative paths with / between their"
+            " parts, none of them empty, . or .."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 Buffer = bytes | bytearray | memoryview
 
@@ -24,8 +24,22 @@ class ParameterStore(Protocol):
     Every write names its ``guard``, the generation's marker, which is checked in the same
     transaction: where it is missing the store was lost (protocol, A generation, 3).
     All methods raise StoreUnreachableError after the store's time limit, StoreLostError where
-    the guard is missing, and StoreFullError when the server has no memory left.
+    the guard is missing, StoreFullError when the server has no memory left, and ConfigError
+    where it refuses the user's password, database or certificate.
+
+    A write whose answer was lost is repeated. That changes no key (a second SET writes the same
+    bytes, a second ``first`` finds its own value), but it may give a notice twice: readers
+    tolerate duplicates.
     """
+
+    @property
+    def url(self) -> str:
+        """What ``open_parameter_store`` needs to reach the same store from another process."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         """Write a generation's marker, once, on every server."""
@@ -46,11 +60,20 @@ class ParameterStore(Protocol):
         ttl_s: float,
         maxlen: int,
     ) -> None:
-        """Store a frame and announce it on a stream, in one transaction."""
+        """Store a frame and announce it on a stream, in one transaction.
+
+        The frame's buffers are sent as they are, without being joined, and must not change
+        before the call returns. ``ttl_s`` holds for the key and, from now on, for the stream.
+        A stream keeps at least its last ``maxlen`` notices.
+        """
         ...
 
-    async def get(self, key: str) -> memoryview | None:
-        """Return a frame, or None where the key does not exist. The bytes are the caller's."""
+    async def get(self, key: str, *, into: memoryview | None = None) -> memoryview | None:
+        """Return a frame, or None where the key does not exist; the view is read-only.
+
+        It lies in ``into`` (writable, contiguous bytes) if that is given and large enough, which
+        saves the page faults of fresh memory; else in memory of its own.
+        """
         ...
 
     async def first(
@@ -69,14 +92,20 @@ class ParameterStore(Protocol):
         """
         ...
 
-    async def announce(self, stream: str, fields: Mapping[str, bytes], *, guard: str) -> None:
-        """Append a notice to a stream."""
+    async def announce(
+        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
+    ) -> None:
+        """Append a notice to a stream, which is removed ``ttl_s`` after its last notice."""
         ...
 
     async def read(
         self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
     ) -> list[Notice]:
-        """Return the notices behind the given ids, waiting up to ``wait_s`` for the first one."""
+        """Return the notices behind the given ids, waiting up to ``wait_s`` for the first one.
+
+        ``after`` maps streams to the id of the last notice seen, ``"0"`` for none. At most
+        ``limit`` notices of each stream are returned, oldest first; none when the time is up.
+        """
         ...
 
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:

@@ -1,0 +1,98 @@
+"""What to do about a server's failures: try again, and for how long, or say what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from smlt.errors import (
+    ConfigError,
+    FrameError,
+    StoreError,
+    StoreFullError,
+    StoreUnreachableError,
+)
+from smlt.io.resp import ErrorReply, OversizeError, RespError
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 1.0
+
+_PASSING = {"LOADING", "BUSY", "MASTERDOWN", "READONLY", "TRYAGAIN", "CLUSTERDOWN", "UNKILLABLE"}
+"""A server that is starting, failing over or busy."""
+_REFUSED = {"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "NOPROTO"}
+_REFUSED_WORDS = ("AUTH", "DB index")
+"""What the refusals say whose code is only ERR."""
+
+
+class ServerPatience:
+    """Repeats what failed for a passing reason until the time limit, and translates the rest."""
+
+    def __init__(self, server: str, time_limit_s: float) -> None:
+        self._server = server
+        self._time_limit_s = time_limit_s
+
+    async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Return what the attempt returns, at last.
+
+        Raises:
+            StoreUnreachableError: it has failed for a passing reason until the time limit.
+            StoreFullError, ConfigError, FrameError, StoreError: it failed for another one.
+        """
+        loop = asyncio.get_running_loop()
+        since: float | None = None
+        pause_s = FIRST_PAUSE_S
+        while True:
+            began = loop.time()
+            try:
+                return await attempt()
+            except (OSError, ErrorReply, RespError) as exc:
+                if not _passes(exc):
+                    raise self._translated(exc) from exc
+                if since is None:
+                    # Silence has lasted since the attempt began; anything else begins now.
+                    since = began if isinstance(exc, TimeoutError) else loop.time()
+                left_s = since + self._time_limit_s - loop.time()
+                if left_s <= 0:
+                    raise StoreUnreachableError(
+                        f"the parameter store {self._server} cannot be reached within"
+                        f" {self._time_limit_s:g} s: {_reason(exc)}"
+                    ) from exc
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _translated(self, exc: Exception) -> Exception:
+        server = f"the parameter store {self._server}"
+        if isinstance(exc, OversizeError):
+            return FrameError(f"{server} holds more than was expected: {exc}")
+        if isinstance(exc, RespError):
+            return StoreError(f"{server} does not speak RESP: {exc}")
+        if isinstance(exc, ssl.SSLError):
+            return ConfigError(f"{server} cannot be trusted over TLS: {_reason(exc)}")
+        code = exc.code if isinstance(exc, ErrorReply) else ""
+        if code == "OOM":
+            return StoreFullError(
+                f"{server} has no memory left: raise its maxmemory, or use fewer workers"
+            )
+        if code in _REFUSED or any(word in str(exc) for word in _REFUSED_WORDS):
+            return ConfigError(f"{server} refuses user, password or database: {exc}")
+        return StoreError(f"{server} refused a command: {exc}")
+
+
+def _passes(exc: Exception) -> bool:
+    if isinstance(exc, ErrorReply):
+        return exc.code in _PASSING or "max number of clients" in str(exc)
+    if isinstance(exc, ssl.SSLError):
+        return isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+    return isinstance(exc, OSError)
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, TimeoutError):
+        return "it does not answer"
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    return str(exc) or type(exc).__name__

@@ -1,0 +1,49 @@
+"""From a URL to a store."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote, urlsplit
+
+from smlt.errors import ConfigError
+from smlt.io.directory import DirectoryStore
+from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
+from smlt.io.object_store import ObjectStore
+from smlt.io.parameter_store import ParameterStore
+from smlt.io.server_address import ServerAddress
+from smlt.io.valkey import ValkeyStore
+
+
+def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
+    """Return the parameter store of a URL; it connects when it is first used.
+
+    Args:
+        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS),
+            ``unix:///path/to.sock[?db=0]`` or ``memory://name``.
+        time_limit_s: how long a server may fail to answer before it counts as unreachable.
+
+    Raises:
+        ConfigError: the URL names no store that exists, or an option that is unknown.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory" and rest:
+        return MemoryParameterStore(rest)
+    if scheme in ("redis", "rediss", "unix"):
+        return ValkeyStore(ServerAddress.parse(url), time_limit_s=time_limit_s)
+    raise ConfigError(
+        f"{url!r} is no parameter store: give redis://host:6379/0, rediss://host:6379/0,"
+        " unix:///path/to.sock or memory://name"
+    )
+
+
+def open_object_store(url: str) -> ObjectStore:
+    """Return the object store of a URL: ``file:///absolute/path`` or ``memory://name``.
+
+    Raises:
+        ConfigError: the URL names no store that exists.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory" and parts.netloc:
+        return MemoryObjectStore(url.partition("://")[2])
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
+        return DirectoryStore(unquote(parts.path))
+    raise ConfigError(f"{url!r} is no object store: give file:///absolute/path or memory://name")

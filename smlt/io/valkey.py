@@ -1,0 +1,230 @@
+"""The parameter store on a Redis or Valkey server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+from smlt.errors import StoreLostError
+from smlt.io.connection_pool import ConnectionPool
+from smlt.io.object_store import pieces
+from smlt.io.parameter_store import Buffer, Notice
+from smlt.io.resp import MAX_BULK_BYTES, Command, ErrorReply, Reply, check
+from smlt.io.resp_connection import Connection, connect
+from smlt.io.server_address import ServerAddress
+from smlt.io.server_errors import ServerPatience
+from smlt.io.valkey_control import ControlClient
+
+T = TypeVar("T")
+
+CONNECTIONS = 8
+READERS = 16
+LONGEST_BLOCK_S = 5.0
+
+
+class ValkeyStore:
+    """Shards travel by our own connections, control commands by redis-py.
+
+    It connects when it is first used, and again whenever a connection breaks: nothing else is
+    needed then, since every write checks its guard and every read goes on from an id. Belongs to
+    one event loop.
+    """
+
+    def __init__(
+        self, address: ServerAddress, *, time_limit_s: float, connections: int = CONNECTIONS
+    ) -> None:
+        self._address = address
+        self._patience = ServerPatience(address.masked, time_limit_s)
+        # Half the limit, so that a connection that died without a word leaves time for another.
+        self._silence_s = time_limit_s / 2
+        self._data = ConnectionPool(self._connect, connections)
+        # Blocking reads have connections of their own, or they would keep shards waiting.
+        self._readers = ConnectionPool(self._connect, READERS)
+        self._control = ControlClient(address, silence_s=self._silence_s)
+
+    @property
+    def url(self) -> str:
+        return self._address.url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def mark(self, guard: str, *, ttl_s: float) -> None:
+        await self._command(lambda: self._control.set(guard, b"1", _ms(ttl_s)))
+
+    async def check(self, guard: str) -> None:
+        if not await self._command(lambda: self._control.exists(guard)):
+            raise self._lost(guard)
+
+    async def put(
+        self,
+        key: str,
+        frame: Sequence[Buffer],
+        *,
+        stream: str,
+        fields: Mapping[str, bytes],
+        guard: str,
+        ttl_s: float,
+        maxlen: int,
+    ) -> None:
+        ttl, name = b"%d" % _ms(ttl_s), stream.encode()
+        trim = (b"MAXLEN", b"~", b"%d" % maxlen)
+        replies = await self._exchange(
+            self._data,
+            [
+                (b"MULTI",),
+                (b"GET", guard.encode()),
+                (b"SET", key.encode(), pieces(frame), b"PX", ttl),
+                (b"XADD", name, *trim, b"*", *_flat(fields)),
+                (b"PEXPIRE", name, ttl),
+                (b"EXEC",),
+            ],
+        )
+        if _results(replies)[0] is None:
+            raise self._lost(guard)
+
+    async def get(
+        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_BULK_BYTES
+    ) -> memoryview | None:
+        command = (b"GET", key.encode())
+        [reply] = await self._exchange(self._data, [command], into=into, max_bytes=max_bytes)
+        if isinstance(reply, memoryview):
+            return reply
+        if not isinstance(reply, bytes):
+            return None
+        if into is None or into.nbytes < len(reply):
+            return memoryview(reply)
+        into.cast("B")[: len(reply)] = reply
+        return into.cast("B")[: len(reply)].toreadonly()
+
+    async def first(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        guard: str,
+        ttl_s: float,
+        stream: str = "",
+        fields: Mapping[str, bytes] | None = None,
+    ) -> bytes:
+        notice = _flat(fields or {}) if stream else []
+        stands = await self._command(
+            lambda: self._control.set_first([key, guard, stream or key], value, _ms(ttl_s), notice)
+        )
+        if stands is None:
+            raise self._lost(guard)
+        return stands
+
+    async def announce(
+        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
+    ) -> None:
+        marker = await self._command(
+            lambda: self._control.append(guard, stream, fields, _ms(ttl_s))
+        )
+        if marker is None:
+            raise self._lost(guard)
+
+    async def read(
+        self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
+    ) -> list[Notice]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait_s
+        # A dead server is noticed between two slices of a long wait, not only at its end.
+        longest_s = min(LONGEST_BLOCK_S, self._silence_s / 2)
+        while True:
+            block_s = min(end - loop.time(), longest_s)
+            block = (b"BLOCK", b"%d" % _ms(block_s)) if block_s > 0 else ()
+            names = [name.encode() for name in after]
+            ids = [last.encode() for last in after.values()]
+            command = (b"XREAD", b"COUNT", b"%d" % limit, *block, b"STREAMS", *names, *ids)
+            [reply] = await self._exchange(self._readers, [command])
+            if reply is not None or loop.time() >= end:
+                return _notices(reply)
+
+    async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        await self._command(lambda: self._control.set(key, value, _ms(ttl_s)))
+
+    async def values(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self._command(lambda: self._control.values(keys))
+
+    async def discard(self, keys: Sequence[str]) -> None:
+        if keys:
+            await self._command(lambda: self._control.unlink(keys))
+
+    async def sweep(self, prefix: str) -> None:
+        await self._command(lambda: self._control.sweep(prefix))
+
+    async def close(self) -> None:
+        self._data.close()
+        self._readers.close()
+        await self._control.close()
+
+    async def _connect(self) -> Connection:
+        return await connect(self._address, silence_s=self._silence_s)
+
+    async def _exchange(
+        self,
+        pool: ConnectionPool,
+        commands: Sequence[Command],
+        *,
+        into: memoryview | None = None,
+        max_bytes: int = MAX_BULK_BYTES,
+    ) -> list[Reply]:
+        async def attempt() -> list[Reply]:
+            async with pool.connection() as connection:
+                replies = await connection.exchange(
+                    commands, silence_s=self._silence_s, into=into, max_bytes=max_bytes
+                )
+            check(replies)
+            return replies
+
+        return await self._patience.insist(attempt)
+
+    async def _command(self, call: Callable[[], Awaitable[T]]) -> T:
+        async def attempt() -> T:
+            try:
+                return await call()
+            except ConnectionError:
+                # redis-py reports a wrong password or certificate as a broken connection; ours
+                # tell them apart.
+                async with self._data.connection() as connection:
+                    await connection.exchange([(b"PING",)], silence_s=self._silence_s)
+                raise
+
+        return await self._patience.insist(attempt)
+
+    def _lost(self, guard: str) -> StoreLostError:
+        return StoreLostError(
+            f"the parameter store {self._address.masked} has lost the marker {guard}: it was"
+            " restarted or emptied, or the marker expired"
+        )
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _flat(fields: Mapping[str, bytes]) -> list[bytes]:
+    return [item for name, value in fields.items() for item in (name.encode(), bytes(value))]
+
+
+def _results(replies: Sequence[Reply]) -> list[Reply]:
+    """What the commands of a transaction returned: the reply to its EXEC."""
+    results = replies[-1]
+    if not isinstance(results, list):
+        raise ErrorReply("EXECABORT the transaction was not executed")
+    return results
+
+
+def _notices(reply: Any) -> list[Notice]:
+    notices = []
+    for stream, entries in reply or ():
+        for entry, flat in entries:
+            names = [bytes(name).decode() for name in flat[::2]]
+            fields = dict(zip(names, map(bytes, flat[1::2]), strict=True))
+            notices.append(Notice(bytes(stream).decode(), bytes(entry).decode(), fields))
+    return notices

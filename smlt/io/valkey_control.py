@@ -1,0 +1,128 @@
+"""The small commands to a Redis or Valkey server, by redis-py, with its errors translated."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, cast
+
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from smlt.io.resp import ErrorReply
+from smlt.io.server_address import ServerAddress
+
+SCAN_COUNT = 1000
+
+_SET_FIRST = """
+if redis.call('EXISTS', KEYS[2]) == 0 then return false end
+local stands = redis.call('GET', KEYS[1])
+if stands then return stands end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if #ARGV > 2 then
+  redis.call('XADD', KEYS[3], '*', unpack(ARGV, 3))
+  redis.call('PEXPIRE', KEYS[3], ARGV[2])
+end
+return ARGV[1]
+"""
+
+
+class ControlClient:
+    """Raises ConnectionError where the connection failed, ErrorReply where the server refused.
+
+    It never repeats anything by itself: who calls it knows how long to insist.
+    """
+
+    def __init__(self, address: ServerAddress, *, silence_s: float) -> None:
+        tls = address.tls
+        options: dict[str, Any] = {}
+        if tls is not None:
+            options = {
+                "ssl": True,
+                "ssl_cert_reqs": tls.cert_reqs,
+                "ssl_ca_certs": tls.ca_certs,
+                "ssl_certfile": tls.certfile,
+                "ssl_keyfile": tls.keyfile,
+                "ssl_check_hostname": tls.check_hostname and tls.cert_reqs == "required",
+            }
+        self._redis = redis.asyncio.Redis(
+            host=address.host,
+            port=address.port,
+            unix_socket_path=address.path or None,
+            db=address.db,
+            username=address.username or None,
+            password=address.password or None,
+            socket_timeout=silence_s,
+            socket_connect_timeout=silence_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            **options,
+        )
+
+    async def set(self, key: str, value: bytes, ttl_ms: int) -> None:
+        await _translated(self._redis.set(key, value, px=ttl_ms))
+
+    async def exists(self, key: str) -> bool:
+        return bool(await _translated(self._redis.exists(key)))
+
+    async def values(self, keys: Sequence[str]) -> list[bytes | None]:
+        return cast("list[bytes | None]", await _translated(self._redis.mget(keys)))
+
+    async def unlink(self, keys: Sequence[str]) -> None:
+        await _translated(self._redis.unlink(*keys))
+
+    async def set_first(
+        self, keys: Sequence[str], value: bytes, ttl_ms: int, notice: Sequence[bytes]
+    ) -> bytes | None:
+        """Set the key unless somebody has; return what stands there, None without the guard.
+
+        Args:
+            keys: the key, its guard, and the stream of the notice.
+            value: what to set.
+            ttl_ms: life of the key, and of the stream.
+            notice: names and values in turn; empty for no notice.
+        """
+        call = self._redis.eval(_SET_FIRST, len(keys), *keys, value, ttl_ms, *notice)
+        return cast("bytes | None", await _translated(call))
+
+    async def append(
+        self, guard: str, stream: str, fields: Mapping[str, bytes], ttl_ms: int
+    ) -> bytes | None:
+        """Append a notice and return the guard's value, in one transaction."""
+        transaction = self._redis.pipeline(transaction=True)
+        transaction.get(guard)
+        transaction.xadd(stream, dict(fields))  # type: ignore[arg-type]
+        transaction.pexpire(stream, ttl_ms)
+        marker, *_ = await _translated(transaction.execute())
+        return cast("bytes | None", marker)
+
+    async def sweep(self, prefix: str) -> None:
+        """Unlink every key with the prefix, a few at a time, so that others are served between."""
+        pattern = "".join(f"\\{char}" if char in "*?[]\\^" else char for char in prefix) + "*"
+        cursor = 0
+        while True:
+            scan = self._redis.scan(cursor, match=pattern, count=SCAN_COUNT)
+            cursor, keys = await _translated(scan)
+            if keys:
+                await _translated(self._redis.unlink(*keys))
+            if not cursor:
+                return
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+async def _translated(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except exceptions.OutOfMemoryError as exc:
+        raise ErrorReply(f"OOM {exc}") from exc
+    except exceptions.ReadOnlyError as exc:
+        raise ErrorReply(f"READONLY {exc}") from exc
+    except exceptions.NoPermissionError as exc:
+        raise ErrorReply(f"NOPERM {exc}") from exc
+    except (exceptions.ConnectionError, exceptions.TimeoutError) as exc:
+        raise ConnectionError(str(exc)) from exc
+    except exceptions.RedisError as exc:
+        raise ErrorReply(str(exc)) from exc
