@@ -1,0 +1,185 @@
+"""An array in a store, of which only the rows that are used are fetched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.typing import DTypeLike, NDArray
+
+from smlt.worker.data_files import StoredFile
+
+_BLOCK_BYTES = 256 << 10
+# Neighbouring blocks come in one request, up to this size.
+_REQUEST_BYTES = 8 << 20
+_REQUESTS_AT_ONCE = 8
+
+
+class RangeArray(NDArrayOperatorsMixin):
+    """Reads like a read-only ``np.memmap``; indexing returns NumPy arrays of its own.
+
+    Rows are fetched in aligned blocks of about 256 KB, which are kept in the local cache. Any
+    method or operator that needs the whole array fetches all of it.
+    """
+
+    def __init__(
+        self, file: StoredFile, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._file = file
+        self._offset = offset
+        self._row_shape = shape[1:]
+        self._row_items = math.prod(self._row_shape)
+        self._row_bytes = self._row_items * dtype.itemsize
+        self._block_rows = max(1, _BLOCK_BYTES // self._row_bytes)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"RangeArray({self._file.name}, shape={self.shape}, dtype={self.dtype})"
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, len(self), self._block_rows):
+            yield from self[first : first + self._block_rows]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a range-read array cannot become a NumPy array without a copy")
+        values: NDArray[Any] = self[:]
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        plain = [np.asarray(x) if isinstance(x, RangeArray) else x for x in inputs]
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(np.asarray(self), name)
+
+    def __getitem__(self, key: Any) -> Any:
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        if isinstance(rows, slice):
+            values = self._take(np.arange(len(self))[rows])
+            return values[(slice(None), *rest)] if rest else values
+        if rows is None or rows is Ellipsis or isinstance(rows, bool | np.bool_):
+            return np.asarray(self)[key]
+        if isinstance(rows, int | np.integer):
+            return self._row(int(rows))[(0, *rest)]
+        index = np.asarray(rows)
+        if index.dtype == bool:
+            if index.ndim != 1:
+                return np.asarray(self)[key]
+            if len(index) != len(self):
+                raise IndexError(f"a mask of {len(index)} does not fit {len(self)} rows")
+            index = np.flatnonzero(index)
+        if not np.issubdtype(index.dtype, np.integer) and index.size:
+            raise IndexError("rows are indexed by integers, slices, integer arrays and masks")
+        values = self._take(self._normalise(index.reshape(-1)))
+        # Row i of values is row index[i]: so it pairs with further index arrays as NumPy would.
+        return values[(np.arange(index.size).reshape(index.shape), *rest)]
+
+    def _normalise(self, index: NDArray[Any]) -> NDArray[np.int64]:
+        index = index.astype(np.int64)
+        outside = (index < -len(self)) | (index >= len(self))
+        if outside.any():
+            raise IndexError(
+                f"row {index[outside][0]} is outside {self._file.name}, which has {len(self)}"
+            )
+        return np.where(index < 0, index + len(self), index)
+
+    def _row(self, row: int) -> NDArray[Any]:
+        """The row as an array of one row; read alone from its cached block."""
+        row = int(self._normalise(np.array([row]))[0])
+        block, within = divmod(row, self._block_rows)
+        return self._load(block, within, 1)
+
+    def _take(self, index: NDArray[np.int64]) -> NDArray[Any]:
+        values = np.empty((len(index), *self._row_shape), self.dtype)
+        if not len(index):
+            return values
+        blocks = index // self._block_rows
+        order = np.argsort(blocks, kind="stable")
+        numbers, starts = np.unique(blocks[order], return_index=True)
+        self._bring(numbers.tolist())
+        for number, (start, stop) in zip(
+            numbers.tolist(), pairwise([*starts.tolist(), len(index)]), strict=True
+        ):
+            places = order[start:stop]
+            within = index[places] - number * self._block_rows
+            values[places] = self._load(number, 0, self._rows_of(number))[within]
+        return values
+
+    def _load(self, block: int, first: int, rows: int) -> NDArray[Any]:
+        """Read rows of a block from its cached file."""
+        while True:
+            path = self._find(block) or self._fetch([block])
+            try:
+                flat = np.fromfile(
+                    path, self.dtype, rows * self._row_items, offset=first * self._row_bytes
+                )
+            except FileNotFoundError:
+                continue  # another thread needed the room just now
+            return flat.reshape(rows, *self._row_shape)
+
+    def _bring(self, blocks: Sequence[int]) -> None:
+        """Fetch the blocks that are not in the cache, several requests at once."""
+        runs = self._runs([block for block in blocks if self._find(block) is None])
+        if len(runs) < 2:
+            for run in runs:
+                self._fetch(run)
+            return
+        with ThreadPoolExecutor(min(len(runs), _REQUESTS_AT_ONCE), "range-read") as pool:
+            for done in [pool.submit(self._fetch, run) for run in runs]:
+                done.result()
+
+    def _runs(self, blocks: Sequence[int]) -> list[list[int]]:
+        longest = max(1, _REQUEST_BYTES // (self._block_rows * self._row_bytes))
+        runs: list[list[int]] = []
+        for block in blocks:
+            if runs and runs[-1][-1] + 1 == block and len(runs[-1]) < longest:
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        return runs
+
+    def _fetch(self, run: Sequence[int]) -> Path:
+        """Fetch neighbouring blocks, keep each, and return the file of the last."""
+        first, _ = self._span(run[0])
+        last, length = self._span(run[-1])
+        data = memoryview(self._file.read(first, last + length - first))
+        for block in run:
+            start, length = self._span(block)
+            path = self._file.keep(start, data[start - first :][:length])
+        return path
+
+    def _find(self, block: int) -> Path | None:
+        return self._file.part(*self._span(block))
+
+    def _span(self, block: int) -> tuple[int, int]:
+        """Where the block lies in the file, and its length in bytes."""
+        start = self._offset + block * self._block_rows * self._row_bytes
+        return start, self._rows_of(block) * self._row_bytes
+
+    def _rows_of(self, block: int) -> int:
+        return min(self._block_rows, len(self) - block * self._block_rows)
