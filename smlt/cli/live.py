@@ -1,0 +1,289 @@
+"""What the user sees while a job runs: a live view in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from smlt.control.progress import Progress
+from smlt.messages import RankState
+
+PLAIN_INTERVAL_S = 5.0
+REFRESHES_PER_S = 8
+MOST_RANGES = 4  # beyond that, a state's ranks are counted and not listed
+
+
+class View(Protocol):
+    """Shows a job's progress; used as a context manager around the job."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    def update(self, progress: Progress) -> None:
+        """Show the progress as it stands now."""
+        ...
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence at once, and leave it standing."""
+        ...
+
+
+def open_view(console: Console, *, quiet: bool, clock: Callable[[], float]) -> View:
+    """Choose how to show progress on a console, which should be standard error."""
+    if quiet:
+        return QuietView(console)
+    if console.is_terminal:
+        return LiveView(console)
+    return PlainView(console, clock)
+
+
+class QuietView:
+    """Shows only what is said to the user directly."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, progress: Progress) -> None:
+        pass
+
+    def say(self, sentence: str) -> None:
+        print_plain(self._console, sentence)
+
+
+class PlainView(QuietView):
+    """One line every few seconds, and one at each epoch, evaluation, notice and stall."""
+
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        super().__init__(console)
+        self._clock = clock
+        self._milestones = Milestones()
+        self._step = 0
+        self._stalled = False
+        self._due_s = clock() + PLAIN_INTERVAL_S
+
+    def update(self, progress: Progress) -> None:
+        lines = self._milestones.since(progress)
+        begins_to_stall = bool(progress.stalled) and not self._stalled
+        self._stalled = bool(progress.stalled)
+        has_news = self._stalled or progress.step > self._step
+        is_due = has_news and not lines and self._clock() >= self._due_s
+        if begins_to_stall or is_due:
+            last = [f"waiting for {progress.stalled}"] if self._stalled else speed(progress)
+            lines.append(" · ".join([*position(progress), *training(progress), *last]))
+        if lines:
+            self._step = progress.step
+            self._due_s = self._clock() + PLAIN_INTERVAL_S
+        for line in lines:
+            self.say(f"[{clock_time(progress.elapsed_s)}] {line}")
+
+
+class LiveView(QuietView):
+    """A few lines that change in place, with what happened standing above them."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._milestones = Milestones()
+        self._live = Live(
+            console=console,
+            refresh_per_second=REFRESHES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def update(self, progress: Progress) -> None:
+        for line in self._milestones.since(progress):
+            self.say(line)
+        self._live.update(render(progress))
+
+
+class Milestones:
+    """Finds what is new in a progress that changes in place, as lines worth keeping."""
+
+    def __init__(self) -> None:
+        self._state = ""
+        self._notices = 0
+        self._epoch = 0
+        self._evaluation: dict[str, float] = {}
+
+    def since(self, progress: Progress) -> list[str]:
+        """Return the lines for what has happened since the last call."""
+        lines = [*self._of_state(progress), *progress.notices[self._notices :]]
+        self._notices = len(progress.notices)
+        if progress.evaluation != self._evaluation:
+            self._evaluation = dict(progress.evaluation)
+            self._epoch = progress.epoch + 1
+            tested = "test: " + ", ".join(evaluated(progress))
+            lines.append(" · ".join([*position(progress), *training(progress), tested]))
+        elif progress.epoch > self._epoch:
+            self._epoch = progress.epoch
+            lines.append(" · ".join([*position(progress), *training(progress)]))
+        return lines
+
+    def _of_state(self, progress: Progress) -> list[str]:
+        if progress.state == self._state:
+            return []
+        self._state = progress.state
+        if progress.state == "starting" and progress.workers:
+            return [f"starting {size(progress)}"]
+        if progress.state == "running":
+            return [f"job {progress.job_id} runs on {size(progress)}"]
+        return []
+
+
+def render(progress: Progress) -> RenderableType:
+    """Draw a job's progress in a few lines, from 60 columns upwards."""
+    rows = [
+        ("train", " · ".join(training(progress)), ""),
+        ("test", " · ".join(evaluated(progress)), ""),
+        ("speed", " · ".join(speed(progress)), ""),
+        ("cost", f"{cost(progress)} · {progress.billed_gb_s:,.1f} GB-s · {size(progress)}", ""),
+        ("ranks", ranks(progress.ranks), ""),
+        ("waiting", f"for {progress.stalled}" if progress.stalled else "", "yellow"),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text, style in rows:
+        if text:
+            grid.add_row(label, Text(text, style=style))
+    return Group(_headline(progress), _bar(progress), grid)
+
+
+def _headline(progress: Progress) -> RenderableType:
+    state = Text.assemble((progress.state, "bold"), f"  {progress.job_id}")
+    if progress.generation > 1:
+        state.append(f" · generation {progress.generation}")
+    time = clock_time(progress.elapsed_s)
+    if (left_s := remaining_s(progress)) is not None:
+        time += f", about {clock_time(left_s)} left"
+    return _two_sides(state, Text(time))
+
+
+def _bar(progress: Progress) -> RenderableType:
+    bar = ProgressBar(
+        total=progress.total_steps, completed=progress.step, pulse=progress.total_steps is None
+    )
+    grid = Table.grid(expand=True, padding=(0, 2))
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_row(bar, Text(" · ".join(position(progress))))
+    return grid
+
+
+def _two_sides(left: Text, right: Text) -> Table:
+    grid = Table.grid(expand=True, padding=(0, 2))
+    grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_row(left, right)
+    return grid
+
+
+def position(progress: Progress) -> list[str]:
+    """Say how far the job is: steps done, and the epoch of the latest one, counted from one."""
+    total = f"/{progress.total_steps:,}" if progress.total_steps is not None else ""
+    epochs = f"/{progress.epochs}" if progress.epochs is not None else ""
+    return [f"step {progress.step:,}{total}", f"epoch {progress.epoch + 1}{epochs}"]
+
+
+def training(progress: Progress) -> list[str]:
+    """Name the loss and the user's own metrics of the latest step."""
+    loss = {} if progress.loss is None else {"loss": progress.loss}
+    return _named(loss | progress.metrics)
+
+
+def evaluated(progress: Progress) -> list[str]:
+    """Name the metrics of the last evaluation."""
+    return _named(progress.evaluation)
+
+
+def speed(progress: Progress) -> list[str]:
+    if not progress.steps_per_s:
+        return []
+    return [f"{progress.steps_per_s:.3g} steps/s", f"{progress.samples_per_s:,.0f} samples/s"]
+
+
+def cost(progress: Progress) -> str:
+    return dollars(progress.cost_usd, is_estimate=progress.cost_is_estimate)
+
+
+def dollars(amount: float, *, is_estimate: bool) -> str:
+    """Show an amount in US dollars, marked where it is what Lambda would have cost."""
+    digits = 2 if amount >= 10 else 4 if amount >= 0.001 else 6
+    return f"≈ ${amount:,.{digits}f} (estimated)" if is_estimate else f"${amount:,.{digits}f}"
+
+
+def size(progress: Progress) -> str:
+    workers = f"{progress.workers} worker{'' if progress.workers == 1 else 's'}"
+    return f"{workers} of {progress.memory_mb:,} MB"
+
+
+def ranks(states: Iterable[RankState]) -> str:
+    """List the ranks by their state, as ranges: ``0–2, 5 training · 3–4 loading``."""
+    by_state: dict[str, list[int]] = {}
+    for rank in sorted(states, key=lambda state: state.rank):
+        by_state.setdefault(rank.state, []).append(rank.rank)
+    return " · ".join(f"{_ranges(found)} {state}" for state, found in by_state.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    if len(ranges) > MOST_RANGES:
+        return f"{len(numbers)} of them"
+    return ", ".join("–".join(map(str, ends)) for ends in ranges)
+
+
+def remaining_s(progress: Progress) -> float | None:
+    """Estimate the seconds left at the present speed, where a number of steps is set."""
+    if progress.total_steps is None or not progress.steps_per_s or progress.state != "running":
+        return None
+    return max(0, progress.total_steps - progress.step) / progress.steps_per_s
+
+
+def clock_time(seconds: float) -> str:
+    """Write a duration as ``0:07``, ``12:34`` or ``1:02:03``."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def print_plain(console: Console, text: str) -> None:
+    """Print text as it is: no markup, no colouring of numbers; only a terminal breaks lines."""
+    wraps = not console.is_terminal
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=wraps)
+
+
+def _named(metrics: dict[str, float]) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in metrics.items()]

@@ -1,0 +1,127 @@
+"""How a job ended, in words for a reader and in JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smlt.cli.live import clock_time, dollars
+from smlt.control.progress import Progress, Summary
+
+
+def to_json(value: Any) -> str:
+    """Write one line of strict JSON; numbers that are not finite become null."""
+    return json.dumps(_strict(value), ensure_ascii=False, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def success_text(summary: Summary, *, torch: bool) -> str:
+    """Describe a job that was completed or stopped.
+
+    Args:
+        summary: how it ended.
+        torch: whether the line that loads the model should be torch's.
+    """
+    rows = [(name, f"{value:.6g}") for name, value in summary.metrics.items()] + [
+        ("time", f"{clock_time(summary.seconds)} on {_size(summary)}"),
+        ("cost", _cost(summary)),
+        ("model", summary.model_path),
+        ("best model", summary.best_model_path),
+        ("checkpoint", None if summary.model_path else summary.checkpoint),
+        ("load it", _loading(summary, torch=torch)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {text}" for name, text in rows if text]
+    if summary.weights_digest:
+        lines.append(f"  weights {summary.weights_digest}")
+    return "\n".join([_headline(summary), *lines])
+
+
+def failure_text(summary: Summary, logs: Path | None) -> str:
+    """Describe a job that failed: why, the worker's traceback, and what is left.
+
+    Args:
+        summary: how it ended.
+        logs: folder of the workers' prints, if there is one.
+    """
+    parts = [f"smlt: {summary.message}"]
+    if summary.traceback:
+        rank = re.search(r"\brank \d+", summary.message)
+        source = rank[0] if rank else "the worker"
+        parts += [f"\n  from {source}'s log:", textwrap.indent(summary.traceback.rstrip(), "    ")]
+    rows = [
+        ("ran", f"{_count(summary.steps, 'step')} in {clock_time(summary.seconds)}"),
+        ("cost", _cost(summary)),
+        ("logs", f"{logs} (or: smlt logs {summary.job_id})" if logs else None),
+        ("checkpoint", summary.checkpoint),
+    ]
+    return "\n".join([*parts, "", *(f"  {name:<10}  {text}" for name, text in rows if text)])
+
+
+def ended(progress: Progress, state: str, message: str) -> Summary:
+    """Make the summary of a job that left none, from the last that was known of it."""
+    loss = {} if progress.loss is None else {"loss": progress.loss}
+    return Summary(
+        job_id=progress.job_id,
+        state=state,
+        metrics=loss | progress.metrics | progress.evaluation,
+        steps=progress.step,
+        epochs=progress.epoch,
+        seconds=progress.elapsed_s,
+        billed_gb_s=progress.billed_gb_s,
+        cost_usd=progress.cost_usd,
+        cost_is_estimate=progress.cost_is_estimate,
+        workers=progress.workers,
+        memory_mb=progress.memory_mb,
+        generations=progress.generation,
+        weights_digest=None,
+        model_path=None,
+        best_model_path=None,
+        checkpoint=None,
+        message=message,
+        notices=list(progress.notices),
+    )
+
+
+def _headline(summary: Summary) -> str:
+    done = f"{_count(summary.steps, 'step')}, {_count(summary.epochs, 'epoch')}"
+    return f"{summary.state} job {summary.job_id}: {done}. {summary.message}".rstrip()
+
+
+def _size(summary: Summary) -> str:
+    text = f"{_count(summary.workers, 'worker')} of {summary.memory_mb:,} MB"
+    if summary.generations > 1:
+        text += f", in {summary.generations} generations"
+    return text
+
+
+def _cost(summary: Summary) -> str:
+    amount = dollars(summary.cost_usd, is_estimate=summary.cost_is_estimate)
+    return f"{amount} for {summary.billed_gb_s:,.1f} GB-s billed"
+
+
+def _loading(summary: Summary, *, torch: bool) -> str | None:
+    path = summary.best_model_path or summary.model_path
+    if path is None:
+        return None
+    if torch:
+        return f'model.load_state_dict(safetensors.torch.load_file("{path}"))'
+    return f'weights = safetensors.numpy.load_file("{path}")'
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

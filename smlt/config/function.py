@@ -1,0 +1,23 @@
+"""What Lambda tells a function about itself through its environment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionEnvironment:
+    """Where a function's code and its scratch space are."""
+
+    task_root: str
+    tmp: str
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Read the process's environment; outside Lambda the current folder is the code's."""
+        variables = os.environ if environment is None else environment
+        return cls(variables.get("LAMBDA_TASK_ROOT", "."), tempfile.gettempdir())
