@@ -1,6 +1,7 @@
 """Build the compiled core. Everything else about the package stands in pyproject.toml."""
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -20,22 +21,25 @@ DIRECTIVES = {
 
 # Never -march=native or -ffast-math: the function's CPU is not the builder's, and NaNs must survive.
 # -ffp-contract=off keeps a multiply-add from changing bits between architectures.
-RELEASE_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
-DEBUG_FLAGS = ["-O0", "-g", "-ffp-contract=off"]
+RELEASE_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-unused-function"]
+DEBUG_FLAGS = ["-O0", "-g", "-ffp-contract=off", "-Wno-unused-function"]
+
+
+C_HEADERS = [str(path) for path in sorted(Path("smlt/_core").glob("*.h"))]
 
 
 def extension(name: str) -> Extension:
     return Extension(
         f"smlt._core.{name}",
         [f"smlt/_core/{name}.pyx"],
-        depends=[],
+        depends=C_HEADERS,
         extra_compile_args=DEBUG_FLAGS if DEBUG else RELEASE_FLAGS,
     )
 
 
 setup(
     ext_modules=cythonize(
-        [extension("shard_reduce"), extension("codec")],
+        [extension(name) for name in ("shard_reduce", "_frame", "codec")],
         compiler_directives=DIRECTIVES,
     ),
 )

@@ -1,0 +1,307 @@
+/* Chunks of frames, many at a time: encode a tensor's chunks, verify, decode, decode and reduce.
+ *
+ * Everything the GIL is released for. A failure is reported as the lowest (chunk, frame) that is
+ * bad, whichever thread met it.
+ */
+#ifndef SMLT_FRAMES_H
+#define SMLT_FRAMES_H
+
+#include "chunks.h"
+#include "reduction.h"
+
+static inline uint32_t entry_of(int mode, size_t size) { return (uint32_t)mode << 28 | (uint32_t)size; }
+static inline int entry_mode(uint32_t entry) { return (int)(entry >> 28); }
+static inline size_t entry_size(uint32_t entry) { return entry & 0x0fffffffu; }
+
+/* ---- encoding ---- */
+
+typedef struct {
+    const uint8_t *src;  /* one tensor */
+    size_t bytes;
+    int word;            /* 4 or 2, or 0: neither zeros nor repeats are looked for */
+    uint32_t *entries;   /* per chunk; filled with candidate modes by probe_chunks */
+    uint64_t *sums;      /* per chunk, or NULL */
+    uint8_t *dst;        /* receives encoded chunks, and raw ones too if copy_raw */
+    size_t used;
+    int copy_raw;
+} chunk_encoder;
+
+static size_t chunk_count(size_t bytes) { return bytes / CHUNK + (bytes % CHUNK != 0); }
+
+static size_t chunk_bytes(size_t bytes, size_t chunk) {
+    const size_t rest = bytes - chunk * CHUNK;
+    return rest < CHUNK ? rest : CHUNK;
+}
+
+/* An encoded chunk must save an eighth, or raw is the better bargain for both ends. */
+static size_t worthwhile_size(size_t bytes) { return bytes - bytes / 8; }
+
+/* Returns the room that the candidates need if all are encoded. */
+static size_t probe_chunks(chunk_encoder *e) {
+    size_t room = 0;
+    for (size_t c = 0; c < chunk_count(e->bytes); c++) {
+        const size_t bytes = chunk_bytes(e->bytes, c);
+        const int mode = e->word ? probe(e->src + c * CHUNK, bytes, e->word) : RAW;
+        e->entries[c] = entry_of(mode, bytes);
+        if (mode != RAW) room += worthwhile_size(bytes);
+    }
+    return room;
+}
+
+static void store_chunk(chunk_encoder *e, size_t c, int mode, const uint8_t *stored, size_t size) {
+    e->entries[c] = entry_of(mode, size);
+    if (e->sums) e->sums[c] = xxh3(stored, size);
+    if (mode == RAW && !e->copy_raw) return;
+    if (stored != e->dst + e->used) memcpy(e->dst + e->used, stored, size);
+    e->used += size;
+}
+
+/* Encode as a bitmap, or raw where that is not smaller. */
+static void encode_words(chunk_encoder *e, size_t c) {
+    const uint8_t *chunk = e->src + c * CHUNK;
+    const size_t bytes = chunk_bytes(e->bytes, c), limit = worthwhile_size(bytes);
+    const size_t size = bitmap_encode(e->dst + e->used, chunk, bytes, e->word, limit);
+    if (size == limit) store_chunk(e, c, RAW, chunk, bytes);
+    else store_chunk(e, c, size ? BITMAP : ZERO, e->dst + e->used, size);
+}
+
+/* Encode from chunk c on; stops at the first that asks for LZ4 and returns its number. */
+static size_t encode_chunks(chunk_encoder *e, size_t c) {
+    for (; c < chunk_count(e->bytes); c++) {
+        const int mode = entry_mode(e->entries[c]);
+        if (mode == LZ4) return c;
+        if (mode == BITMAP && chunk_bytes(e->bytes, c) % (size_t)e->word == 0) encode_words(e, c);
+        else store_chunk(e, c, RAW, e->src + c * CHUNK, chunk_bytes(e->bytes, c));
+    }
+    return c;
+}
+
+/* What the encoder stopped at: LZ4's result, a bitmap or raw, whichever is smallest. */
+static void store_smallest(chunk_encoder *e, size_t c, const uint8_t *compressed, size_t size) {
+    const uint8_t *chunk = e->src + c * CHUNK;
+    const size_t bytes = chunk_bytes(e->bytes, c), limit = worthwhile_size(bytes);
+    if (size >= limit) size = limit;
+    if (bytes % (size_t)e->word == 0) {
+        const size_t as_bitmap = bitmap_encode(e->dst + e->used, chunk, bytes, e->word, size);
+        if (as_bitmap < size) {
+            store_chunk(e, c, as_bitmap ? BITMAP : ZERO, e->dst + e->used, as_bitmap);
+            return;
+        }
+    }
+    if (size < limit) store_chunk(e, c, LZ4, compressed, size);
+    else store_chunk(e, c, RAW, chunk, bytes);
+}
+
+/* ---- decoding ---- */
+
+typedef struct {
+    const uint8_t *payload;
+    size_t payload_bytes;
+    const uint8_t *entries;  /* little-endian u32 per chunk, or NULL: all raw */
+    const uint8_t *sums;     /* little-endian u64 per chunk, or NULL: not looked at */
+    const uint64_t *offsets; /* of each chunk in the payload, and the end */
+    size_t first, bytes;     /* the tensor in question: its first chunk and its size */
+    int word;
+} frame_part;
+
+typedef struct {
+    enum { FINE, BAD_CHECKSUM, BAD_CHUNK } kind;
+    size_t frame, chunk;
+} frame_fault;
+
+static int chunk_mode(const frame_part *part, size_t c) {
+    return part->entries ? entry_mode(read32(part->entries + 4 * (part->first + c))) : RAW;
+}
+
+static const uint8_t *chunk_at(const frame_part *part, size_t c, size_t *size) {
+    const uint64_t *offset = part->offsets + part->first + c;
+    *size = offset[1] - offset[0];
+    return part->payload + offset[0];
+}
+
+static int sum_is_right(const frame_part *part, size_t c) {
+    size_t size;
+    const uint8_t *stored = chunk_at(part, c, &size);
+    return !part->sums || read64(part->sums + 8 * (part->first + c)) == xxh3(stored, size);
+}
+
+static int part_decode(const frame_part *part, size_t c, uint8_t *dst) {
+    size_t size;
+    const uint8_t *stored = chunk_at(part, c, &size);
+    return decode_chunk(dst, chunk_bytes(part->bytes, c), stored, size, chunk_mode(part, c), part->word);
+}
+
+static frame_fault verify_part(const frame_part *part) {
+    for (size_t c = 0; c < chunk_count(part->bytes); c++)
+        if (!sum_is_right(part, c)) return (frame_fault){BAD_CHECKSUM, 0, c};
+    return (frame_fault){FINE, 0, 0};
+}
+
+typedef struct {
+    const frame_part *part;
+    uint8_t *dst;     /* exact bits, or */
+    float *wide;      /* widened from wire_dtype (and added, if add) */
+    int add, wire_dtype;
+    const float *scale;
+    uint8_t *rooms;   /* CHUNK bytes a thread */
+    frame_fault faults[MAX_THREADS];
+} decode_job;
+
+static int decode_one(const decode_job *job, size_t c, uint8_t *room) {
+    const size_t bytes = chunk_bytes(job->part->bytes, c), item = job->wire_dtype == FP32 ? 4 : 2;
+    if (!job->wide) return part_decode(job->part, c, job->dst + c * CHUNK);
+    size_t size;
+    const uint8_t *in = chunk_at(job->part, c, &size);
+    if (chunk_mode(job->part, c) != RAW) {
+        if (!part_decode(job->part, c, room)) return 0;
+        in = room;
+    }
+    float *dst = job->wide + c * (CHUNK / item);
+    lanes->sum(dst, job->add ? dst : NULL, &in, job->scale, 1, bytes / item, NULL, 0, job->wire_dtype);
+    return 1;
+}
+
+static void decode_chunks(void *context, int thread, size_t begin, size_t end) {
+    decode_job *job = context;
+    uint8_t *room = job->rooms + (size_t)thread * CHUNK;
+    for (size_t c = begin; c < end; c++) {
+        const int right = sum_is_right(job->part, c);
+        if (right && decode_one(job, c, room)) continue;
+        job->faults[thread] = (frame_fault){right ? BAD_CHUNK : BAD_CHECKSUM, 0, c};
+        return;
+    }
+}
+
+static frame_fault first_fault(const frame_fault *faults, int threads) {
+    for (int t = 0; t < threads; t++)
+        if (faults[t].kind != FINE) return faults[t];
+    return (frame_fault){FINE, 0, 0};
+}
+
+static frame_fault run_decode(decode_job *job, int threads) {
+    memset(job->faults, 0, sizeof job->faults);
+    run_parallel(decode_chunks, job, threads, chunk_count(job->part->bytes));
+    return first_fault(job->faults, threads);
+}
+
+/* ---- decode and reduce: chunk by chunk across all frames ---- */
+
+typedef struct {
+    const frame_part *parts;
+    size_t streams, count;
+    int dtype, order;
+    int skip_zeros;          /* allowed where scale > 0 and weights >= 0 keep +0.0 a +0.0 */
+    stream_weights weights;
+    const double *scale;
+    float *out;
+    uint8_t *rooms;
+    size_t room;
+    frame_fault faults[MAX_THREADS];
+} frame_reduction;
+
+static const uint8_t zero_chunk[CHUNK];
+
+static size_t frame_reduction_room(const frame_reduction *job) {
+    const size_t elements = CHUNK / (job->dtype == FP32 ? 4 : 2);
+    return sum_room(job->order, job->streams, elements) + (size_t)GROUP * CHUNK;
+}
+
+typedef struct {
+    const uint8_t *in[GROUP];
+    float narrow[GROUP];
+    double wide[GROUP];
+    int k, skipped;
+} stream_group;
+
+/* Dropping a stream keeps the order of the others; a tree of more than two leaves has a shape,
+ * so there a zero chunk stands in. */
+static void drop_zeros(const frame_reduction *job, stream_group *group, const uint8_t *const *in,
+                       size_t first, int k) {
+    int present = 0;
+    for (int i = 0; i < k; i++) present += in[i] != NULL;
+    const int drop = job->skip_zeros && (job->order != TREE || present <= 2);
+    group->k = 0;
+    for (int i = 0; i < k; i++) {
+        if (!in[i] && drop) continue;
+        group->in[group->k] = in[i] ? in[i] : zero_chunk;
+        group->narrow[group->k] = job->weights.narrow ? job->weights.narrow[first + (size_t)i] : 0;
+        group->wide[group->k] = job->weights.wide ? job->weights.wide[first + (size_t)i] : 0;
+        group->k++;
+    }
+    group->skipped |= group->k < k;
+}
+
+static int open_group(const frame_reduction *job, stream_group *group, size_t first, int k, size_t c,
+                      uint8_t *room, frame_fault *fault) {
+    const uint8_t *in[GROUP];
+    for (int i = 0; i < k; i++) {
+        const frame_part *part = job->parts + first + (size_t)i;
+        const int mode = chunk_mode(part, c);
+        uint8_t *scratch = room + (size_t)i * CHUNK;
+        size_t size;
+        *fault = (frame_fault){BAD_CHECKSUM, first + (size_t)i, c};
+        if (!sum_is_right(part, c)) return 0;
+        fault->kind = BAD_CHUNK;
+        in[i] = chunk_at(part, c, &size);
+        if (mode == ZERO) in[i] = NULL;
+        else if (mode != RAW) {
+            if (!part_decode(part, c, scratch)) return 0;
+            in[i] = scratch;
+        }
+    }
+    drop_zeros(job, group, in, first, k);
+    fault->kind = FINE;
+    return 1;
+}
+
+static int reduce_frames_chunk(const frame_reduction *job, block_sum *sum, uint8_t *room, size_t c,
+                               frame_fault *fault) {
+    const size_t bytes = chunk_bytes(job->parts[0].bytes, c), item = job->dtype == FP32 ? 4 : 2;
+    float *dst = job->out + c * (CHUNK / item);
+    stream_group group = {.skipped = 0};
+    begin_block(sum, bytes / item);
+    for (size_t g = 0; g < job->streams; g += GROUP) {
+        const int last = job->streams - g <= GROUP;
+        if (!open_group(job, &group, g, last ? (int)(job->streams - g) : GROUP, c, room, fault)) return 0;
+        const stream_weights weights = {job->weights.narrow ? group.narrow : NULL,
+                                        job->weights.wide ? group.wide : NULL};
+        add_group(sum, last ? dst : NULL, group.in, weights, group.k, job->scale);
+    }
+    /* Skipped zeros were +0.0: they make a sum of -0.0 positive and change nothing else. */
+    if (group.skipped)
+        for (size_t j = 0; j < sum->n; j++) dst[j] += 0.0f;
+    return 1;
+}
+
+static void reduce_frames_chunks(void *context, int thread, size_t begin, size_t end) {
+    frame_reduction *job = context;
+    uint8_t *room = job->rooms + job->room * (size_t)thread;
+    uint8_t *scratch = room + job->room - (size_t)GROUP * CHUNK;
+    block_sum sum = block_sum_in(room, job->order, job->dtype, job->streams,
+                                 CHUNK / (job->dtype == FP32 ? 4 : 2));
+    for (size_t c = begin; c < end; c++)
+        if (!reduce_frames_chunk(job, &sum, scratch, c, &job->faults[thread])) return;
+}
+
+static int frame_reduction_threads(const frame_reduction *job, int asked) {
+    return worthwhile_threads(asked, job->streams * job->parts[0].bytes, THREAD_BYTES);
+}
+
+static frame_fault run_frame_reduction(frame_reduction *job, int threads) {
+    memset(job->faults, 0, sizeof job->faults);
+    run_parallel(reduce_frames_chunks, job, threads, chunk_count(job->parts[0].bytes));
+    return first_fault(job->faults, threads);
+}
+
+/* ---- casting a tensor to the wire's dtype ---- */
+
+static void cast_tensor(uint16_t *wire, float *residual, const float *x, size_t count, int dtype) {
+    float room[2 * BLOCK];
+    for (size_t at = 0; at < count; at += BLOCK) {
+        const size_t rest = count - at, n = rest < BLOCK ? rest : BLOCK;
+        if (residual) cast_with_residual(wire + at, residual + at, x + at, room, room + BLOCK, n, dtype);
+        else cast_to(wire + at, x + at, n, dtype);
+    }
+}
+
+#endif

@@ -1,0 +1,108 @@
+"""Sum, mean and weighted mean of equal shards, in place, at the speed of memory."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, overload
+
+from typing_extensions import Buffer
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+Order = Literal["fold", "tree", "fp64"]
+
+DTYPES: tuple[Dtype, ...]
+ORDERS: tuple[Order, ...]
+
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...
+@overload
+def reduce(
+    shards: Iterable[Buffer],
+    out: Buffer,
+    *,
+    dtype: Dtype | None = None,
+    weights: Iterable[float] | None = None,
+    scale: float | None = None,
+    order: Order = "tree",
+    threads: int = 1,
+    norm: Literal[False] = False,
+) -> None: ...
+@overload
+def reduce(
+    shards: Iterable[Buffer],
+    out: Buffer,
+    *,
+    dtype: Dtype | None = None,
+    weights: Iterable[float] | None = None,
+    scale: float | None = None,
+    order: Order = "tree",
+    threads: int = 1,
+    norm: Literal[True],
+) -> float: ...
+def reduce_cast(
+    shards: Iterable[Buffer],
+    out: Buffer,
+    *,
+    wire_dtype: Literal["fp16", "bf16"],
+    residual: Buffer | None = None,
+    dtype: Dtype | None = None,
+    weights: Iterable[float] | None = None,
+    scale: float | None = None,
+    order: Order = "tree",
+    threads: int = 1,
+    norm: bool = False,
+) -> float | None: ...
+def reduce_sgd(
+    shards: Iterable[Buffer],
+    param: Buffer,
+    momentum_buffer: Buffer | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    first_step: bool = False,
+    dtype: Dtype | None = None,
+    weights: Iterable[float] | None = None,
+    scale: float | None = None,
+    order: Order = "tree",
+    threads: int = 1,
+    norm: bool = False,
+) -> float | None: ...
+def reduce_adamw(
+    shards: Iterable[Buffer],
+    param: Buffer,
+    exp_avg: Buffer,
+    exp_avg_sq: Buffer,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    dtype: Dtype | None = None,
+    weights: Iterable[float] | None = None,
+    scale: float | None = None,
+    order: Order = "tree",
+    threads: int = 1,
+    norm: bool = False,
+) -> float | None: ...
+
+class StreamReducer:
+    def __init__(
+        self,
+        count: int,
+        world_size: int,
+        *,
+        dtype: Dtype | None = None,
+        weights: Sequence[float] | None = None,
+        order: Order = "tree",
+        threads: int = 1,
+    ) -> None: ...
+    @property
+    def missing(self) -> list[int]: ...
+    @property
+    def held(self) -> list[int]: ...
+    @property
+    def partial_count(self) -> int: ...
+    def add(self, index: int, shard: Buffer) -> list[int]: ...
+    def finish(self, out: Buffer, scale: float | None = None) -> None: ...
