@@ -23,8 +23,9 @@ class JobObjects:
     def model(self) -> str:
         return f"jobs/{self.job_id}/model.safetensors"
 
-    def best(self, step: int) -> str:
-        return f"jobs/{self.job_id}/best/{step:09d}.safetensors"
+    @property
+    def best(self) -> str:
+        return f"jobs/{self.job_id}/best.safetensors"
 
     @property
     def checkpoints(self) -> str:
