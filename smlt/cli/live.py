@@ -118,6 +118,9 @@ class LiveView(QuietView):
     def __exit__(self, *_: object) -> None:
         self._live.__exit__(None, None, None)
 
+    def say(self, sentence: str) -> None:
+        print_plain(self._console, sentence, wrap=True)
+
     def update(self, progress: Progress) -> None:
         for line in self._milestones.since(progress):
             self.say(line)
@@ -279,10 +282,9 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def print_plain(console: Console, text: str) -> None:
-    """Print text as it is: no markup, no colouring of numbers; only a terminal breaks lines."""
-    wraps = not console.is_terminal
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=wraps)
+def print_plain(console: Console, text: str, *, wrap: bool = False) -> None:
+    """Print text as it is: no markup, no colouring of numbers, lines broken only on request."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=not wrap)
 
 
 def _named(metrics: dict[str, float]) -> list[str]:
