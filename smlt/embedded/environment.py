@@ -22,7 +22,7 @@ from smlt.embedded.log_lines import Report, end_line, init_report_line, start_li
 from smlt.embedded.log_streams import LogGroups
 from smlt.embedded.process import ChildProcess, LaunchSpec
 from smlt.embedded.resource_group import ResourceGroup
-from smlt.embedded.runtime_api import Ending, Invocation, RuntimeApi
+from smlt.embedded.runtime_api import TOO_LARGE_RESPONSE, Ending, Invocation, RuntimeApi
 
 TAIL_BYTES = 4096
 REMOVE_S = 5.0
@@ -88,7 +88,7 @@ class Environment:
 
     @property
     def _is_alive(self) -> bool:
-        return self.state != "ended" and self.pid is not None
+        return self.state != "ended" and self._is_ready and self.pid is not None
 
     def describe(self) -> dict[str, Any]:
         """What `/_smlt/environments` shows; rss is anonymous memory in bytes."""
@@ -122,6 +122,7 @@ class Environment:
         first_event = len(self.stream)
         begun = time.monotonic()
         self._peak_bytes = 0
+        self._measure_memory()
         ending = await self._run(invocation, begun)
         duration_ms = (time.monotonic() - begun) * 1000
         if ending.kind == "timeout":
@@ -135,7 +136,9 @@ class Environment:
         self.stream.write(report.line())
         self._init_ms, self.request_id = None, None
         tail = self.stream.tail(first_event, TAIL_BYTES)
-        if ending.kind in ("response", "error") and self._is_ready and self._is_alive:
+        # The runtime client ends itself when an answer of its is refused for its size.
+        is_spoiled = ending.error_type == TOO_LARGE_RESPONSE
+        if ending.kind in ("response", "error") and self._is_alive and not is_spoiled:
             self.state, self.idle_since = "idle", time.monotonic()
         else:
             self.end()

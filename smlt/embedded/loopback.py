@@ -9,11 +9,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @web.middleware
 async def refuse_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what carries a browser's headers.
+    """Refuse what carries a browser's headers, or came by another host name.
 
     Any page that a user visits can send requests to a loopback port, and CreateFunction runs code.
     """
-    if "Origin" in request.headers or "Sec-Fetch-Mode" in request.headers:
+    is_local = request.host.partition(":")[0] in ("127.0.0.1", "localhost")
+    if not is_local or "Origin" in request.headers or "Sec-Fetch-Mode" in request.headers:
         return web.Response(status=403, text="This endpoint is for programs, not for web pages.")
     return await handler(request)
 

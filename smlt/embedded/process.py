@@ -55,7 +55,6 @@ class ChildProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={},
             start_new_session=True,
         )
         self.pid = self._popen.pid

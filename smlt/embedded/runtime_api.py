@@ -14,6 +14,7 @@ from smlt.embedded.limits import Limits
 from smlt.embedded.loopback import listen, refuse_browsers
 
 PREFIX = "/2018-06-01/runtime"
+TOO_LARGE_RESPONSE = "Function.ResponseSizeTooLarge"
 ERROR_TYPE = "Lambda-Runtime-Function-Error-Type"
 
 
@@ -116,7 +117,7 @@ class RuntimeApi:
                 f"Response payload size ({len(body)} bytes) exceeded maximum allowed payload size "
                 f"({limit} bytes)."
             )
-            kind = "Function.ResponseSizeTooLarge"
+            kind = TOO_LARGE_RESPONSE
             answer = json.dumps({"errorMessage": message, "errorType": kind}).encode()
             self._finish(Ending("error", answer, kind))
             return _refusal(413, "RequestEntityTooLarge", message)

@@ -216,14 +216,17 @@ class Service:
             "mark": f"_SMLT_CLOUD={self._cloud_id}",
             "remove": remove,
         }
-        janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(JANITOR), json.dumps(task)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env={},
-            pass_fds=(lock,),
-            start_new_session=True,
-        )
+        logs = self._config.run_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        with (logs / "cloud.log").open("ab") as log:
+            janitor = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(JANITOR), json.dumps(task)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
         self._stack.push_async_callback(self._finish_janitor, janitor)
 
     async def _finish_janitor(self, janitor: subprocess.Popen[bytes]) -> None:
@@ -272,9 +275,11 @@ class Service:
             seconds = float((await request.json())["seconds"])
         except (ValueError, KeyError, TypeError):
             return web.Response(status=400, text='Send {"seconds": NUMBER}.')
-        if self._end_at < math.inf:
+        is_ending = self._end_at < math.inf
+        if is_ending:
             self._hold_until(max(self._end_at, time.monotonic() + seconds))
-        return web.json_response({"seconds": seconds})
+        left_s = self._end_at - time.monotonic() if is_ending else None
+        return web.json_response({"ends": is_ending, "seconds_left": left_s})
 
     async def _end(self, request: web.Request) -> web.Response:
         self.ending.set()
