@@ -1,0 +1,122 @@
+"""Shards as frames: a span of float32 values, and what its rank says about them.
+
+The frame itself (chunks, compression, checksum) is ``smlt._core.codec``; this is its typed face,
+and the place where what is wrong with a frame becomes a FrameError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from smlt._core import codec
+from smlt.errors import FrameError
+from smlt.io.parameter_store import Buffer
+
+MAX_META_BYTES = 1 << 20
+MAX_METRICS = 1000
+MAX_NAME_BYTES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What travels with a shard beside its values."""
+
+    present: bytes = b""
+    """Bits of the shard's tensors that had a gradient at all."""
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Sums and their weights, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """What a frame says of its shard."""
+
+    flags: int
+    weight: float
+    meta: Meta
+
+
+def encode_shard(shard: NDArray[np.float32], header: ShardHeader) -> list[bytes | memoryview]:
+    """Return the frame in pieces; dense values are referred to and must not change until sent."""
+    pieces: list[bytes | memoryview] = codec.encode(
+        shard, flags=header.flags, weight=header.weight, meta=_pack(header.meta)
+    )
+    return pieces
+
+
+def decode_shard_into(frame: Buffer, out: NDArray[np.float32]) -> ShardHeader:
+    """Decode into ``out``, whose size is what the receiver expects.
+
+    Raises:
+        FrameError: the bytes are no frame, are damaged, or hold another number of values; what
+            ``out`` holds then is undefined.
+    """
+    with _translated():
+        return _shard_header(codec.decode_into(frame, out))
+
+
+def decode_shard_add(
+    frame: Buffer, out: NDArray[np.float32], *, scale: float | None = None
+) -> ShardHeader:
+    """Add the decoded values, times ``scale``, to ``out``.
+
+    Raises:
+        FrameError: as ``decode_shard_into``.
+    """
+    with _translated():
+        return _shard_header(codec.decode_add(frame, out, scale=scale))
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (codec.FrameFormatError, msgpack.UnpackException, ValueError) as exc:
+        raise FrameError(f"the frame cannot be used: {exc}") from exc
+
+
+def _shard_header(header: codec.Header) -> ShardHeader:
+    return ShardHeader(header.flags, header.weight, _unpack(header.meta))
+
+
+def _pack(meta: Meta) -> bytes:
+    if not meta.present and not meta.metrics:
+        return b""
+    metrics = {name: (float(t), float(w)) for name, (t, w) in meta.metrics.items()}
+    packed: bytes = msgpack.packb({"p": meta.present, "m": metrics})
+    return packed
+
+
+def _unpack(data: bytes) -> Meta:
+    if not data:
+        return Meta()
+    if len(data) > MAX_META_BYTES:
+        raise ValueError(f"its metadata has {len(data)} bytes")
+    document = msgpack.unpackb(
+        data,
+        raw=False,
+        strict_map_key=True,
+        max_bin_len=MAX_META_BYTES,
+        max_str_len=MAX_NAME_BYTES,
+        max_map_len=MAX_METRICS,
+        max_array_len=2,
+        max_ext_len=0,
+    )
+    match document:
+        case {"p": bytes(present), "m": dict(metrics)} if len(document) == 2:
+            return Meta(present, {name: _pair(name, pair) for name, pair in metrics.items()})
+    raise ValueError("its metadata is not that of a shard")
+
+
+def _pair(name: Any, pair: Any) -> tuple[float, float]:
+    match name, pair:
+        case str(), [float(total), float(weight)]:
+            return total, weight
+    raise ValueError(f"its metric {name!r} is not a sum and a weight")
