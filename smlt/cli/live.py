@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from textwrap import shorten
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -17,6 +18,7 @@ from smlt.messages import RankState
 
 PLAIN_INTERVAL_S = 5.0
 REFRESHES_PER_S = 8
+STALL_WIDTH = 200  # when many ranks wait, the first few tell enough
 MOST_RANGES = 4  # beyond that, a state's ranks are counted and not listed
 
 
@@ -88,7 +90,7 @@ class PlainView(QuietView):
         has_news = self._stalled or progress.step > self._step
         is_due = has_news and not lines and self._clock() >= self._due_s
         if begins_to_stall or is_due:
-            last = [f"waiting for {progress.stalled}"] if self._stalled else speed(progress)
+            last = [f"stalled: {progress.stalled}"] if self._stalled else speed(progress)
             lines.append(" · ".join([*position(progress), *training(progress), *last]))
         if lines:
             self._step = progress.step
@@ -169,7 +171,7 @@ def render(progress: Progress) -> RenderableType:
         ("speed", " · ".join(speed(progress)), ""),
         ("cost", f"{cost(progress)} · {progress.billed_gb_s:,.1f} GB-s · {size(progress)}", ""),
         ("ranks", ranks(progress.ranks), ""),
-        ("waiting", f"for {progress.stalled}" if progress.stalled else "", "yellow"),
+        ("stalled", shorten(progress.stalled, STALL_WIDTH, placeholder=" …"), "yellow"),
     ]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)

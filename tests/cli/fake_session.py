@@ -82,7 +82,7 @@ class FakeSession:
         ]
         progress.stalled = ""
         if STEPS_PER_EPOCH // 2 <= step % STEPS_PER_EPOCH < 15:
-            progress.stalled = "shard 3 of rank 1, for 7 s"
+            progress.stalled = "rank 0 waits for shard 3 of rank 1"
             progress.ranks[1:2] = [RankState(rank=1, state="evaluating", step=step, pid=4001)]
         if step % STEPS_PER_EPOCH == 0:
             progress.evaluation = {"accuracy": 0.9 + 0.01 * progress.epoch, "loss": 0.3}

@@ -72,8 +72,9 @@ def test_everything_that_was_promised_is_shown():
 
 
 def test_what_is_waited_for_is_shown_only_when_something_stalls():
-    assert "waiting" not in drawn(progress())
-    assert "waiting  for shard 3 of rank 1" in drawn(progress(stalled="shard 3 of rank 1"))
+    assert "stalled" not in drawn(progress())
+    text = drawn(progress(stalled="rank 0 waits for shard 3 of rank 1"))
+    assert "stalled  rank 0 waits for shard 3 of rank 1" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -84,7 +85,7 @@ def test_no_line_is_wider_than_the_terminal_and_the_height_is_bounded(width, wor
         workers=workers,
         ranks=[RankState(rank=r, state=states[r % 3]) for r in range(workers)],
         metrics={f"metric_{i}": i / 7 for i in range(8)},
-        stalled="shard 12 of rank 731 since 12 s",
+        stalled="; ".join(f"rank {r} waits for shard 12 of rank 731" for r in range(workers)),
         generation=12,
     )
     lines = drawn(many, width).splitlines()
@@ -215,9 +216,11 @@ def test_a_stall_is_told_at_once_and_then_now_and_again(clock, console):
     job = progress(evaluation={}, epoch=0)
     view.update(job)
     for second in range(12):
-        clock.now, job.stalled = second, f"shard 3 of rank 1, for {second} s"
+        clock.now, job.stalled = second, f"rank 0 waits for shard {second}"
         view.update(job)
-    told = [line for line in console.file.getvalue().splitlines() if "waiting for shard 3" in line]
+    told = [
+        line for line in console.file.getvalue().splitlines() if "stalled: rank 0 waits" in line
+    ]
     assert len(told) == 3
 
 
