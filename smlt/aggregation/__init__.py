@@ -1,1 +1,1 @@
-"""Average gradients through a parameter store. Usable alone: needs no control plane and no worker."""
+"""Average gradients through a parameter store; usable alone, without control plane or worker."""

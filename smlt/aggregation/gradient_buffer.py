@@ -27,9 +27,7 @@ class GradientBuffer:
         self.flat = _aligned_zeros(self._ends[-1])
         self.views: dict[str, NDArray[np.float32]] = {
             name: self.flat[start : start + size].reshape(shape)
-            for (name, shape), start, size in zip(
-                shapes.items(), self._ends, sizes, strict=False
-            )
+            for (name, shape), start, size in zip(shapes.items(), self._ends, sizes, strict=False)
         }
         self._shards_of: dict[str, range] = {}
         self._tensors_of: list[list[int]] = []
@@ -82,7 +80,7 @@ class GradientBuffer:
 
     def present(self, bits: list[bytes]) -> frozenset[str]:
         """Return the tensors that had a gradient on some rank, from every shard's merged bits."""
-        names = set()
+        names: set[str] = set()
         for tensors, packed in zip(self._tensors_of, bits, strict=True):
             flags = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(tensors))
             names.update(

@@ -270,9 +270,7 @@ def _merged(metas: Sequence[frame.Meta]) -> frame.Meta:
 class _Span:
     """Adds the time of a ``with`` block to a phase."""
 
-    def __init__(
-        self, spans: dict[str, float], phase: str, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, spans: dict[str, float], phase: str, clock: Callable[[], float]) -> None:
         self._spans, self._phase, self._clock = spans, phase, clock
 
     def __enter__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 async def in_order(
     starts: Iterable[Callable[[], Coroutine[Any, Any, Result]]], window: int
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Yield each coroutine's result in the order given, at most ``window`` of them under way.
 
     Close it (``contextlib.aclosing``) when not consumed to its end: what is under way is cancelled.

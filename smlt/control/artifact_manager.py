@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def locate(target: str, working_directory: Path) -> Target:
     return Target(root, target, root / Path(*place.split(".")).parent, only=top)
 
 
-def pack_code(target: Target, skip: tuple[Path, ...]) -> tuple[bytes, str]:
+def pack_code(target: Target, skip: Iterable[Path]) -> tuple[bytes, str]:
     """Build the deployment package: the user's code and the worker's part of smlt.
 
     ``skip`` names folders that are not code: the data and the run directory.
@@ -115,7 +115,7 @@ async def upload_data(objects: ObjectStore, source: Path) -> str:
         raise ConfigError(f"the data folder {source} holds no file")
     files = {}
     for name, path in sorted(paths.items()):
-        digest, size = await asyncio.to_thread(_hash_file, path)
+        digest, size = await asyncio.to_thread(hash_file, path)
         files[name] = {"sha256": digest, "size": size}
         if await objects.head(blob_key(digest)) is None:
             await objects.put_file(blob_key(digest), path)
@@ -157,9 +157,14 @@ def _files_below(folder: Path, skip: set[Path]) -> Iterator[Path]:
         if path.is_file():
             if path.suffix not in (".pyc", ".pyo"):
                 yield path
-        elif path.is_dir() and path.name not in _SKIPPED_FOLDERS:
-            if not (path / "pyvenv.cfg").exists() and not path.name.endswith(".egg-info"):
-                yield from _files_below(path, skip)
+        elif path.is_dir() and not _is_generated(path):
+            yield from _files_below(path, skip)
+
+
+def _is_generated(folder: Path) -> bool:
+    if folder.name in _SKIPPED_FOLDERS or folder.name.endswith(".egg-info"):
+        return True
+    return (folder / "pyvenv.cfg").exists()
 
 
 def _too_large(target: Target, files: dict[str, Path]) -> str:
@@ -171,7 +176,8 @@ def _too_large(target: Target, files: dict[str, Path]) -> str:
     )
 
 
-def _hash_file(path: Path) -> tuple[str, int]:
+def hash_file(path: Path) -> tuple[str, int]:
+    """Return a file's SHA-256 and its size."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return digest, file.tell()

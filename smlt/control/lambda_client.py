@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import aioboto3
 from botocore.config import Config
@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 
 from smlt.errors import CloudError
 
-RUNTIME = "python3.11"
+TMP_MB = 512
 ROLE = "arn:aws:iam::000000000000:role/smlt"
 _EVENT_LIMIT = 1 << 20
 _READY_S = 120.0
@@ -41,6 +41,32 @@ class LogEvent:
     message: str
 
 
+class LambdaService(Protocol):
+    """What a job needs of a Lambda service."""
+
+    async def create_function(
+        self,
+        name: str,
+        package: bytes,
+        *,
+        handler: str,
+        memory_mb: int,
+        timeout_s: int,
+        environment: Mapping[str, str],
+        runtime: str,
+    ) -> str:
+        """Create a function and publish a version of it; return the version's qualifier."""
+        ...
+
+    async def invoke(self, name: str, qualifier: str, payload: Mapping[str, Any]) -> str:
+        """Send an event, once; return its request id."""
+        ...
+
+    async def log_events(self, name: str, since_ms: int) -> list[LogEvent]:
+        """Return what the function's invocations have written since a moment, in order."""
+        ...
+
+
 class LambdaClient:
     """Functions, event invocations and logs. Open it with ``lambda_client``."""
 
@@ -57,8 +83,7 @@ class LambdaClient:
         memory_mb: int,
         timeout_s: int,
         environment: Mapping[str, str],
-        tmp_mb: int = 512,
-        runtime: str = RUNTIME,
+        runtime: str,
     ) -> str:
         """Create a function and publish a version of it; return the version's qualifier."""
         with _translated(f"creating the function {name}"):
@@ -70,7 +95,7 @@ class LambdaClient:
                 Code={"ZipFile": package},
                 MemorySize=memory_mb,
                 Timeout=timeout_s,
-                EphemeralStorage={"Size": tmp_mb},
+                EphemeralStorage={"Size": TMP_MB},
                 Environment={"Variables": dict(environment)},
             )
             await self._until_ready(name)
@@ -149,7 +174,7 @@ async def lambda_client(endpoint: Endpoint) -> AsyncIterator[LambdaClient]:
         yield LambdaClient(functions, logs)
 
 
-class _translated:  # noqa: N801 — reads as a word at its one use
+class _translated:
     """Turn botocore's errors, and a time-out, into one CloudError that says what was tried."""
 
     def __init__(self, doing: str) -> None:

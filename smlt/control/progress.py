@@ -1,4 +1,4 @@
-"""What the client knows of a running job: fed by the scheduler, read by the live view and status."""
+"""What the client knows of a job: fed by the scheduler, read by the live view and status."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ A generation is an immutable view. Whatever goes wrong ends it; nothing is repai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ class Generation:
         *,
         request_id: str,
         deadline: float,
+        on_abort: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task = task
@@ -61,11 +64,11 @@ class Generation:
         self.clock = clock
         self.standings: dict[int, int] = {}
         """Ranks that have said, at an ending, what step they hold."""
-        self.progressed = asyncio.Event()
-        """Set by every notice of the control stream; whoever waits on it clears it."""
         self.state = "claimed"
         self.step = 0
         self.aborted: Failure | None = None
+        self._news = asyncio.Event()
+        self._on_abort = on_abort
         self._request_id = request_id
         self._deadline = deadline
         self._stop = StepFlag(0)
@@ -83,7 +86,8 @@ class Generation:
             StoreError: the parameter store is not there, or not this generation's.
         """
         await self.store.check(self.keys.marker)
-        claim = self._request_id.encode()
+        # Two deliveries of one event carry one request id; the nonce tells them apart.
+        claim = f"{self._request_id}/{secrets.token_hex(8)}".encode()
         stands = await self.store.first(
             self.keys.claim(self.task.rank),
             claim,
@@ -159,13 +163,23 @@ class Generation:
         await self.store.announce(self.keys.reports, fields, guard=self.keys.marker)
 
     async def announce(self, event: str, step: int) -> None:
-        """Tell everybody of this rank's part in an ending."""
-        fields = {
-            "event": event.encode(),
-            "rank": b"%d" % self.task.rank,
-            "step": b"%d" % step,
-        }
+        """Tell everybody of this rank's part in a beginning or an ending."""
+        await self._announce(event, step=b"%d" % step)
+
+    async def leave(self, reasons: StepFlag) -> None:
+        """Say that this rank has nothing more to do in the generation, and why it stopped."""
+        await self._announce("left", reasons=b"%d" % reasons)
+        await self.say("left")
+
+    async def _announce(self, event: str, **fields: bytes) -> None:
+        fields |= {"event": event.encode(), "rank": b"%d" % self.task.rank}
         await self.store.announce(self.keys.control, fields, guard=self.keys.marker)
+
+    async def next_news(self, limit_s: float) -> None:
+        """Wait for the next notice on the control stream, but not longer than the limit."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), limit_s)
+        self._news.clear()
 
     async def abort(self, failure: Failure) -> Failure:
         """End the generation for everybody; return the failure that stands, ours or an earlier."""
@@ -190,4 +204,5 @@ class Generation:
         elif event == b"abort":
             self.aborted = Failure.from_dict(msgpack.unpackb(fields["failure"]))
             self.notices.fail(AbortedError(self.aborted.message))
-        self.progressed.set()
+            self._on_abort()
+        self._news.set()

@@ -36,6 +36,11 @@ class SampleOrder:
             + [self._stream(epoch, v)[self._entries(index, v)] for v in virtual]
         )
 
+    def count(self, index: int, virtual: range) -> int:
+        """Return how many samples some virtual workers have in a batch."""
+        entries = [self._entries(index, v) for v in virtual]
+        return int(sum(part.stop - part.start for part in entries))
+
     def batch_samples(self, index: int) -> int:
         """Return the number of samples in a whole batch: the last of an epoch may be short."""
         return min(self.batch_size, self.samples - index * self.batch_size)

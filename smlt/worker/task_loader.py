@@ -37,7 +37,7 @@ def load_task(target: str, params: Mapping[str, Any], code_root: Path) -> Task:
     except SmltError:
         raise
     except Exception as exc:
-        raise TaskError(f"{cls.__name__}() raised {_describe(exc, code_root)}") from exc
+        raise TaskError(f"{cls.__name__}() raised {describe(exc, code_root)}") from exc
     _check_attributes(task)
     return cast(Task, task)
 
@@ -84,10 +84,10 @@ def _import(place: str, code_root: Path) -> ModuleType:
             and place.split(".")[: exc.name.count(".") + 1] == (exc.name.split("."))
         ):
             raise TaskError(f"there is no module {exc.name} in {code_root}") from exc
-        raise TaskError(f"importing {place} failed: {_describe(exc, code_root)}") from exc
+        raise TaskError(f"importing {place} failed: {describe(exc, code_root)}") from exc
     # A script may call sys.exit(), or parse a command line that is not its own.
     except (Exception, SystemExit) as exc:
-        raise TaskError(f"importing {place} failed: {_describe(exc, code_root)}") from exc
+        raise TaskError(f"importing {place} failed: {describe(exc, code_root)}") from exc
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -139,7 +139,7 @@ def _offer(module: ModuleType, wanted: str) -> str:
     return f": it has {', '.join(names)}"
 
 
-def _describe(exc: BaseException, code_root: Path) -> str:
+def describe(exc: BaseException, code_root: Path) -> str:
     """The exception in one line, with the last place in the user's own code."""
     reason = " ".join(str(exc).split())
     text = f"{type(exc).__name__}: {reason}" if reason else type(exc).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
 from smlt.worker.generation import Generation
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule, Slot
+from smlt.worker.seeding import derive_seed
 from smlt.worker.target import Target
 from smlt.worker.task import Contribution, Task
 
@@ -53,10 +53,14 @@ class Trainer:
         schedule: Schedule,
         target: Target,
         compute: Compute,
-        checkpoint: Callable[[], Awaitable[None]],
+        save: Callable[[], Awaitable[None]],
         keep_best: Callable[[], Awaitable[None]],
     ) -> None:
         self.step = 0
+        self.trained = 0
+        """Training steps done: what a user calls the step."""
+        self.is_whole = True
+        """False while the state is being changed, and after that has failed."""
         self._task = task
         self._spec = spec
         self._generation = generation
@@ -65,7 +69,7 @@ class Trainer:
         self._schedule = schedule
         self._target = target
         self._compute = compute
-        self._checkpoint = checkpoint
+        self._save = save
         self._keep_best = keep_best
         self._buffer = GradientBuffer(task.averaged())
         self._plan = plan_shards(
@@ -91,6 +95,7 @@ class Trainer:
         while not agreed.stops:
             self._generation.step = self.step
             slot = self._schedule.at(self.step)
+            self.trained = slot.trained
             flags = self._generation.flags() | self._checkpoint_due()
             if self._schedule.is_last(self.step):
                 flags |= StepFlag.TARGET
@@ -101,14 +106,14 @@ class Trainer:
             await self._report(at_once=slot.evaluation or bool(agreed.stops))
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
                 self._saved = time.monotonic()
-                await self._checkpoint()
+                await self._save()
         return agreed
 
     async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
         started = time.perf_counter()
-        count = self._samples.count(slot.epoch, slot.batch)
+        count = self._samples.count(slot.batch)
         metrics: Metrics = {}
         absent: frozenset[str] = frozenset()
 
@@ -128,7 +133,7 @@ class Trainer:
         )
         reducing = asyncio.create_task(reduction.run())
         try:
-            contribution = await self._gradients(slot, count, reduction)
+            contribution = await self._gradients(reduction)
             absent = contribution.absent
             metrics.update(self._own_metrics(slot, contribution, count))
             self._buffer.finish(reduction.ready)
@@ -139,15 +144,15 @@ class Trainer:
             reducing.cancel()
             await asyncio.gather(reducing, return_exceptions=True)
         present = self._buffer.present([meta.present for meta in result.metas])
+        self.is_whole = False
         await self._compute(self._task.apply, self._buffer.views, present)
+        self.is_whole = True
         result.spans["compute"] = computed - started
         self._record(slot, result, time.perf_counter() - started)
         return StepFlag(result.flags)
 
-    async def _gradients(self, slot: Slot, count: int, reduction: AllReduce) -> Contribution:
+    async def _gradients(self, reduction: AllReduce) -> Contribution:
         """Compute this rank's gradient sums; shards go out while backward still runs."""
-        if not count:
-            return Contribution(0.0, frozenset(self._buffer.names))
         loop = asyncio.get_running_loop()
         held_back = self._plan.shards - 1
 
@@ -160,18 +165,16 @@ class Trainer:
 
         def work() -> Contribution:
             # Transforms and the model draw from the same freshly seeded generators.
-            self._task.seed(self._seed())
-            samples = self._samples.training(slot.epoch, slot.batch)
+            self._task.seed_generators(self._seed())
+            samples = self._samples.training()
             return self._task.gradients(samples, self._buffer.views, ready)
 
         contribution: Contribution = await self._compute(work)
         return contribution
 
     def _seed(self) -> int:
-        """Draw a seed from (seed, step, first virtual worker): no generator state carries over."""
-        first = self._samples.virtual.start
-        text = f"{self._spec.seed}/{self.step}/{first}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+        # From (seed, step, first virtual worker): no generator's state carries over.
+        return derive_seed(self._spec.seed, self.step, self._samples.virtual.start)
 
     def _own_metrics(self, slot: Slot, contribution: Contribution, count: int) -> Metrics:
         if not math.isfinite(contribution.loss_sum):
@@ -180,7 +183,10 @@ class Trainer:
                 f"{contribution.loss_sum}: a smaller learning rate or gradient clipping "
                 "(clip_norm) may help"
             )
-        own = {name: tuple(metric) for name, metric in self._task.drain_metrics().items()}
+        own: Metrics = {
+            name: (metric.total, metric.weight)
+            for name, metric in self._task.drain_metrics().items()
+        }
         return {**own, _LOSS: (contribution.loss_sum, count)}
 
     async def _evaluate(self, slot: Slot, flags: StepFlag) -> StepFlag:
@@ -205,7 +211,7 @@ class Trainer:
 
     def _measure(self) -> Metrics:
         sums: Metrics = {}
-        self._task.seed(self._seed())
+        self._task.seed_generators(self._seed())
         for samples in self._samples.evaluation():
             for name, metric in self._task.measure(samples).items():
                 total, weight = sums.get(name, (0.0, 0.0))

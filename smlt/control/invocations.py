@@ -1,0 +1,132 @@
+"""The invocations of a job, followed through the function's log: prints, endings and the bill.
+
+Lambda writes START, END and REPORT lines between the worker's own; the request id in them says
+which invocation, and so which rank, a line belongs to. A REPORT for a rank that has not said that
+it left tells of its death long before its lease runs out.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smlt.control.cost_model import gb_seconds, lambda_cost
+from smlt.control.lambda_client import LogEvent
+
+_START = re.compile(r"START RequestId: (\S+)")
+_REPORT = re.compile(
+    r"REPORT RequestId: (?P<id>\S+).*?Billed Duration: (?P<billed>\d+) ms"
+    r".*?Memory Size: (?P<size>\d+) MB.*?Max Memory Used: (?P<used>\d+) MB",
+    re.DOTALL,
+)
+_STATUS = re.compile(r"Status: (\S+)")
+_ERROR_TYPE = re.compile(r"Error Type: (\S+)")
+_SUMMARY = re.compile(r"(START|END|REPORT) RequestId: ")
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One invocation: what is known of it from our side and from its log."""
+
+    request_id: str
+    generation: int
+    rank: int
+    memory_mb: int
+    sent: float
+    ended: bool = False
+    billed_ms: int = 0
+    used_mb: int = 0
+    error_type: str = ""
+    """Lambda's word for an abnormal end: Runtime.ExitError, Runtime.OutOfMemory, timeout, …"""
+    last_line: str = ""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it was killed for its memory; Lambda does not always say so in words."""
+        if "OutOfMemory" in self.error_type:
+            return True
+        return bool(self.error_type) and self.used_mb >= self.memory_mb
+
+
+class Invocations:
+    """All invocations of a job, with a log file for each rank."""
+
+    def __init__(self, log_folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = log_folder
+        self._clock = clock
+        self._by_id: dict[str, Invocation] = {}
+        self._current: dict[str, str] = {}
+        self._seen: set[tuple[str, int, str, int]] = set()
+        self._latest_ms = 0
+
+    def sent(self, request_id: str, generation: int, rank: int, memory_mb: int) -> None:
+        """Note an event that Lambda has accepted."""
+        invocation = Invocation(request_id, generation, rank, memory_mb, self._clock())
+        self._by_id[request_id] = invocation
+
+    def of(self, generation: int) -> list[Invocation]:
+        """Return the invocations of one generation."""
+        return [i for i in self._by_id.values() if i.generation == generation]
+
+    @property
+    def since_ms(self) -> int:
+        """From when on the log has to be read again: timestamps have only milliseconds."""
+        return self._latest_ms
+
+    def take(self, events: list[LogEvent]) -> None:
+        """Take in log lines, some of which may have been seen before."""
+        repeats: dict[tuple[str, int, str], int] = {}
+        written: dict[int, list[str]] = {}
+        for event in events:
+            plain = (event.stream, event.timestamp_ms, event.message)
+            repeats[plain] = repeats.get(plain, 0) + 1
+            identity = (*plain, repeats[plain])
+            if identity in self._seen:
+                continue
+            self._seen.add(identity)
+            self._latest_ms = max(self._latest_ms, event.timestamp_ms)
+            invocation = self._attribute(event)
+            if invocation is not None:
+                written.setdefault(invocation.rank, []).append(event.message.rstrip("\n"))
+        self._seen = {seen for seen in self._seen if seen[1] >= self._latest_ms}
+        for rank, lines in written.items():
+            with (self._folder / f"rank-{rank}.log").open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+
+    def bill(self) -> tuple[float, float]:
+        """Return GB-seconds and US dollars so far, at Lambda's prices."""
+        now = self._clock()
+        amount = dollars = 0.0
+        for invocation in self._by_id.values():
+            billed = invocation.billed_ms if invocation.ended else (now - invocation.sent) * 1000
+            amount += gb_seconds(billed, invocation.memory_mb)
+            dollars += lambda_cost(billed, invocation.memory_mb, 1)
+        return amount, dollars
+
+    def _attribute(self, event: LogEvent) -> Invocation | None:
+        start = _START.match(event.message)
+        if start is not None:
+            self._current[event.stream] = start[1]
+        invocation = self._by_id.get(self._current.get(event.stream, ""))
+        report = _REPORT.match(event.message)
+        if report is not None:
+            invocation = self._by_id.get(report["id"])
+            if invocation is not None:
+                _note_report(invocation, report, event.message)
+        elif invocation is not None and not _SUMMARY.match(event.message):
+            invocation.last_line = event.message.strip() or invocation.last_line
+        return invocation
+
+
+def _note_report(invocation: Invocation, report: re.Match[str], line: str) -> None:
+    invocation.ended = True
+    invocation.billed_ms = int(report["billed"])
+    invocation.used_mb = int(report["used"])
+    status, error = _STATUS.search(line), _ERROR_TYPE.search(line)
+    if error is not None:
+        invocation.error_type = error[1]
+    elif status is not None:
+        invocation.error_type = status[1]

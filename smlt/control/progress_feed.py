@@ -1,0 +1,87 @@
+"""Turn what the ranks report into the progress that views read and the events that are kept."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+
+from smlt.control.event_log import EventLog
+from smlt.control.progress import Progress
+from smlt.messages import RankState, StepRecord, WorkerReport
+
+# Rates are taken over this long; after this long without a step, what is waited for is named.
+_RATE_S = 5.0
+_STALL_S = 3.0
+_FRAME_LIMIT = 16 << 20
+
+
+class ProgressFeed:
+    """Feeds one job's progress. Records of steps that are taken again replace the earlier ones."""
+
+    def __init__(
+        self, progress: Progress, events: EventLog, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.progress = progress
+        self._events = events
+        self._clock = clock
+        self._started = clock()
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self._last_step = clock()
+
+    def notice(self, text: str) -> None:
+        """Tell the user something, once."""
+        if text not in self.progress.notices:
+            self.progress.notices.append(text)
+            self._events.write("notice", text=text)
+
+    def event(self, name: str, **fields: Any) -> None:
+        self._events.write(name, **fields)
+
+    def take(self, fields: Mapping[str, bytes]) -> None:
+        """Take in one entry of the reports stream."""
+        unpacked = msgpack.unpackb(fields["report"], max_buffer_size=_FRAME_LIMIT)
+        report = WorkerReport.from_dict(unpacked)
+        if report.kind == "steps":
+            for record in report.steps:
+                self._take_step(StepRecord.from_dict(record))
+        elif report.kind == "evaluation":
+            self.progress.evaluation = report.metrics
+            self.event("evaluation", step=report.step, epoch=report.epoch, metrics=report.metrics)
+        elif report.kind == "plan":
+            self.progress.total_steps = report.total_steps
+        elif report.kind == "notice":
+            self.notice(report.text)
+
+    def _take_step(self, record: StepRecord) -> None:
+        progress = self.progress
+        progress.step, progress.epoch = record.step, record.epoch
+        progress.loss, progress.metrics = record.loss, record.metrics
+        now = self._last_step = self._clock()
+        self._recent.append((now, record.step, record.samples))
+        self.event("step", **record.to_dict())
+
+    def rest(self) -> None:
+        """Forget the rates: a generation has ended, and time passes without steps."""
+        self._recent.clear()
+        self._last_step = self._clock()
+
+    def pulse(self, ranks: list[RankState], bill: tuple[float, float]) -> None:
+        """Bring what changes by itself up to date."""
+        progress, now = self.progress, self._clock()
+        progress.ranks = ranks
+        progress.elapsed_s = now - self._started
+        progress.billed_gb_s, progress.cost_usd = bill
+        while len(self._recent) > 1 and now - self._recent[0][0] > _RATE_S:
+            self._recent.popleft()
+        if len(self._recent) > 1:
+            span = now - self._recent[0][0]
+            later = list(self._recent)[1:]
+            progress.steps_per_s = len(later) / span
+            progress.samples_per_s = sum(samples for _, _, samples in later) / span
+        stalled = progress.state == "running" and now - self._last_step > _STALL_S
+        waits = [f"rank {r.rank} waits for {r.waiting_for}" for r in ranks if r.waiting_for]
+        progress.stalled = "; ".join(waits) if stalled else ""

@@ -1,0 +1,82 @@
+"""The folder of one job in the run directory: what ``smlt status`` and ``smlt logs`` read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smlt.control.progress import Progress, Summary
+
+_STATUS_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a job's files, and the writers of those that are rewritten."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, run_dir: Path, job_id: str) -> RunFolder:
+        """Make the folder of a new job."""
+        folder = cls(run_dir / "jobs" / job_id)
+        folder.logs.mkdir(parents=True)
+        return folder
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def cloud(self) -> Path:
+        return self.path / "cloud"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def best_model(self) -> Path:
+        return self.path / "best.safetensors"
+
+    def write_summary(self, summary: Summary) -> None:
+        self._replace("summary.json", summary.to_dict())
+
+    @asynccontextmanager
+    async def status_of(self, progress: Progress) -> AsyncIterator[None]:
+        """Keep status.json up to date while the block runs, and once more at its end."""
+        writer = asyncio.create_task(self._keep_status(progress))
+        try:
+            yield
+        finally:
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            self._write_status(progress)
+
+    async def _keep_status(self, progress: Progress) -> None:
+        while True:
+            self._write_status(progress)
+            await asyncio.sleep(_STATUS_S)
+
+    def _write_status(self, progress: Progress) -> None:
+        status = {**progress.to_dict(), "updated": time.time(), "client_pid": os.getpid()}
+        self._replace("status.json", status)
+
+    def _replace(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file that readers find whole, old or new."""
+        fresh = self.path / f".{name}.{os.getpid()}"
+        fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        fresh.replace(self.path / name)

@@ -1,0 +1,335 @@
+"""One generation seen from the client: start its ranks, fix the roster, follow it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgpack
+
+from smlt.control.invocations import Invocation, Invocations
+from smlt.control.lambda_client import LambdaService
+from smlt.control.progress_feed import ProgressFeed
+from smlt.errors import CloudError, SmltError, StoreError
+from smlt.io.keys import GenerationKeys
+from smlt.io.parameter_store import Notice, ParameterStore
+from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
+
+_READ_S = 0.5
+_LOGS_S = 1.0
+_SETTLE_S = 3.0
+_SETTLE_POLL_S = 0.05
+_INVOKES = 32
+_BACKOFF_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """The published version that a generation's workers run."""
+
+    name: str
+    version: str
+    memory_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a generation ended."""
+
+    failure: Failure | None
+    reasons: StepFlag
+    """Why the ranks agreed to stop; empty when they did not."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    state: RankState | None = None
+    left: bool = False
+    lost: bool = False
+    suspected: bool = False
+
+    @property
+    def gone(self) -> bool:
+        return self.left or self.lost
+
+
+@dataclass(slots=True)
+class _View:
+    """What the client has seen of the generation so far."""
+
+    claimed: set[int] = field(default_factory=set)
+    ranks: dict[int, _Rank] = field(default_factory=dict)
+    failure: Failure | None = None
+    reasons: StepFlag = field(default_factory=lambda: StepFlag(0))
+    ending_since: float | None = None
+
+
+class Supervisor:
+    """Supervises one generation, from its marker to the leaving of its last rank."""
+
+    def __init__(
+        self,
+        first: WorkerTask,
+        world_size: int,
+        *,
+        store: ParameterStore,
+        cloud: LambdaService,
+        function: Function,
+        invocations: Invocations,
+        feed: ProgressFeed,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._first = first
+        self._world_size = world_size
+        self._keys = GenerationKeys(first.job_id, first.generation)
+        self._store = store
+        self._cloud = cloud
+        self._function = function
+        self._invocations = invocations
+        self._feed = feed
+        self._limits = limits
+        self._clock = clock
+        self._view = _View()
+        self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
+        self._news = asyncio.Event()
+
+    async def run(self) -> Ended:
+        """Start the generation and follow it to its end."""
+        try:
+            await self._store.mark(self._keys.marker, ttl_s=self._ttl_s)
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(task)
+                    for task in (self._read(), self._pulse(), self._follow_logs())
+                ]
+                await self._start()
+                await self._until_over()
+                for task in beside:
+                    task.cancel()
+        except ExceptionGroup as errors:
+            return await self._broken(errors.exceptions[0])
+        except StoreError as error:
+            return await self._broken(error)
+        await self._settle(_SETTLE_S)
+        return Ended(self._view.failure, self._view.reasons)
+
+    async def stop(self, reason: StepFlag) -> None:
+        """Ask all ranks to leave after their current step."""
+        fields = {"event": b"stop", "reason": b"%d" % reason}
+        await self._store.announce(self._keys.control, fields, guard=self._keys.marker)
+
+    async def abort(self, failure: Failure) -> None:
+        """End the generation now; an earlier abort stands."""
+        packed = bytes(msgpack.packb(failure.to_dict()))
+        stands = await self._store.first(
+            self._keys.abort,
+            packed,
+            guard=self._keys.marker,
+            ttl_s=self._ttl_s,
+            stream=self._keys.control,
+            fields={"event": b"abort", "failure": packed},
+        )
+        self._end(Failure.from_dict(msgpack.unpackb(stands)))
+
+    @property
+    def _ttl_s(self) -> float:
+        return self._limits.function_s + self._limits.start_s + self._limits.save_s
+
+    async def _broken(self, error: Exception) -> Ended:
+        """End what can no longer be followed; the ranks notice by themselves, and save."""
+        if not isinstance(error, SmltError):
+            raise error
+        kind = "store" if isinstance(error, StoreError) else "cloud"
+        if kind == "store":
+            await self._settle(self._limits.store_s + self._limits.save_s)
+        return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
+
+    async def _settle(self, limit_s: float) -> None:
+        """Wait until Lambda has reported the end of every invocation.
+
+        The bill is then complete, and the environments are free, and warm, for the next
+        generation.
+        """
+        give_up = self._clock() + limit_s
+        while self._clock() < give_up:
+            await self._read_logs()
+            sent = self._invocations.of(self._first.generation)
+            if all(invocation.ended for invocation in sent):
+                return
+            await asyncio.sleep(_SETTLE_POLL_S)
+
+    async def _start(self) -> None:
+        """Invoke all ranks, wait for their claims, and fix the roster once."""
+        await self._store.renew(self._keys.client, b"", ttl_s=self._limits.client_lease_s)
+        gate = asyncio.Semaphore(_INVOKES)
+        give_up = self._clock() + self._limits.start_s
+        async with asyncio.TaskGroup() as group:
+            for rank in range(self._world_size):
+                group.create_task(self._invoke(rank, gate, give_up))
+        while len(self._view.claimed) < self._world_size and not self._view.failure:
+            if self._clock() > give_up or not await self._news_within(give_up - self._clock()):
+                break
+        if self._view.failure:
+            return
+        claimed = sorted(self._view.claimed)
+        if 2 * len(claimed) < self._world_size:
+            await self.abort(
+                Failure(
+                    kind="start",
+                    message=f"only {len(claimed)} of {self._world_size} workers started within "
+                    f"{self._limits.start_s:g} s",
+                )
+            )
+            return
+        self._view.ranks = {rank: _Rank() for rank in claimed}
+        await self._store.first(
+            self._keys.roster,
+            bytes(msgpack.packb({"ranks": claimed})),
+            guard=self._keys.marker,
+            ttl_s=self._ttl_s,
+            stream=self._keys.control,
+            fields={"event": b"roster"},
+        )
+        self._feed.event("roster", generation=self._first.generation, ranks=claimed)
+
+    async def _invoke(self, rank: int, gate: asyncio.Semaphore, give_up: float) -> None:
+        payload = {**self._first.to_dict(), "rank": rank}
+        function = self._function
+        delay = _BACKOFF_S
+        async with gate:
+            while True:
+                try:
+                    request_id = await self._cloud.invoke(function.name, function.version, payload)
+                except CloudError as error:
+                    # Throttled, or the service has a moment: an event that was refused was not
+                    # delivered, and one delivered twice is sorted out by the claim.
+                    if self._clock() + delay > give_up:
+                        raise
+                    self._feed.notice(str(error))
+                    await asyncio.sleep(delay)
+                    delay *= 2
+                else:
+                    break
+        self._invocations.sent(request_id, self._first.generation, rank, self._function.memory_mb)
+
+    async def _until_over(self) -> None:
+        """Wait until every rank has left or is lost, or the limit for saving has passed."""
+        while not all(rank.gone for rank in self._view.ranks.values()):
+            since = self._view.ending_since
+            if since is not None and self._clock() > since + self._limits.save_s:
+                return
+            await self._news_within(_READ_S)
+
+    async def _news_within(self, limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(max(limit_s, 0)):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        self._news.clear()
+        return True
+
+    async def _read(self) -> None:
+        while True:
+            for notice in await self._store.read(self._after, wait_s=_READ_S):
+                self._after[notice.stream] = notice.id
+                self._take(notice)
+            self._news.set()
+
+    def _take(self, notice: Notice) -> None:
+        if notice.stream == self._keys.reports:
+            self._feed.take(notice.fields)
+            return
+        event = notice.fields["event"]
+        if event == b"claimed":
+            self._view.claimed.add(int(notice.fields["rank"]))
+        elif event == b"left":
+            self._rank(notice.fields).left = True
+            self._view.reasons |= StepFlag(int(notice.fields["reasons"]))
+            self._end(None)
+        elif event == b"abort":
+            self._end(Failure.from_dict(msgpack.unpackb(notice.fields["failure"])))
+
+    def _rank(self, fields: Mapping[str, bytes]) -> _Rank:
+        return self._view.ranks.setdefault(int(fields["rank"]), _Rank())
+
+    def _end(self, failure: Failure | None) -> None:
+        if failure is not None and self._view.failure is None:
+            self._view.failure = failure
+            self._feed.event("abort", generation=self._first.generation, **failure.to_dict())
+        if self._view.ending_since is None:
+            self._view.ending_since = self._clock()
+        self._news.set()
+
+    async def _pulse(self) -> None:
+        """Renew the client's lease, look at the ranks' leases, and bring progress up to date."""
+        while True:
+            await self._store.renew(self._keys.client, b"", ttl_s=self._limits.client_lease_s)
+            await self._store.check(self._keys.marker)
+            await self._look_at_leases()
+            states = [rank.state for rank in self._view.ranks.values() if rank.state]
+            self._feed.pulse(states, self._invocations.bill())
+            await asyncio.sleep(min(self._limits.heartbeat_s, self._limits.client_lease_s / 4))
+
+    async def _look_at_leases(self) -> None:
+        ranks = list(self._view.ranks.items())
+        values = await self._store.values([self._keys.lease(number) for number, _ in ranks])
+        for (number, rank), value in zip(ranks, values, strict=True):
+            if value is not None:
+                rank.state = RankState.from_dict(msgpack.unpackb(value))
+            elif not rank.gone:
+                limit = f"{self._limits.lease_s:g} s"
+                await self._lose(number, f"rank {number} has not been heard of for {limit}")
+
+    async def _lose(self, number: int, why: str) -> None:
+        self._view.ranks[number].lost = True
+        self._news.set()
+        if self._view.ending_since is None:
+            await self.abort(Failure(kind="lost", message=why, rank=number))
+
+    async def _follow_logs(self) -> None:
+        """Read the function's log; an invocation that is over without having left was killed."""
+        while True:
+            await self._read_logs()
+            for invocation in self._invocations.of(self._first.generation):
+                if invocation.ended:
+                    await self._look_at_end(invocation)
+            await asyncio.sleep(_LOGS_S)
+
+    async def _read_logs(self) -> None:
+        name, since = self._function.name, self._invocations.since_ms
+        self._invocations.take(await self._cloud.log_events(name, since))
+
+    async def _look_at_end(self, invocation: Invocation) -> None:
+        # A second delivery of one event ends well, and at once: that tells nothing.
+        if not invocation.error_type:
+            return
+        number = invocation.rank
+        rank = self._view.ranks.get(number)
+        if not self._view.ranks:
+            if number not in self._view.claimed and self._view.failure is None:
+                words = invocation.last_line or invocation.error_type
+                why = f"the function of rank {number} ended before it began: {words}"
+                await self.abort(Failure(kind="start", message=why, rank=number))
+        elif rank is not None and not rank.gone:
+            # Its notice of leaving may still be on the way: one more look before it is given up.
+            if rank.suspected:
+                await self._lose(number, _how_it_died(invocation))
+            rank.suspected = True
+
+
+def _how_it_died(invocation: Invocation) -> str:
+    if invocation.out_of_memory:
+        return (
+            f"rank {invocation.rank} ran out of its {invocation.memory_mb} MB of memory: "
+            f"try --memory-mb {_next_size(invocation.memory_mb)}"
+        )
+    words = invocation.error_type or "it ended without saying why"
+    return f"rank {invocation.rank} was killed: {words}"
+
+
+def _next_size(memory_mb: int) -> int:
+    return min(2 * memory_mb, 10240)

@@ -1,0 +1,181 @@
+"""Take a job through its generations, one after the other, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from smlt.control.invocations import Invocations
+from smlt.control.job import Job
+from smlt.control.lambda_client import LambdaService
+from smlt.control.progress_feed import ProgressFeed
+from smlt.control.supervisor import Ended, Function, Supervisor
+from smlt.errors import StoreError
+from smlt.io import checkpoint
+from smlt.io.keys import GenerationKeys, JobObjects
+from smlt.io.object_store import ObjectStore
+from smlt.io.parameter_store import ParameterStore
+from smlt.messages import Failure, Position, StepFlag, WorkerTask
+
+# The same failure so often, with no step of progress between, ends the job.
+_SAME_FAILURE = 3
+# These come again for certain: another try would only cost.
+_FATAL = {"numbers", "memory", "space", "user"}
+_BACKOFF_S = 0.5
+_BACKOFF_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the job ended."""
+
+    status: str
+    """completed, stopped or failed."""
+    message: str
+    """Why, in one sentence."""
+    newest: Position | None
+    failure: Failure | None
+    generations: int
+
+
+class TaskScheduler:
+    """Draws generations until the job has its model, is stopped, or cannot go on."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        objects: ObjectStore,
+        store: ParameterStore,
+        cloud: LambdaService,
+        function: Function,
+        invocations: Invocations,
+        feed: ProgressFeed,
+        objects_url: str,
+        parameters_url: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._job = job
+        self._objects = objects
+        self._store = store
+        self._cloud = cloud
+        self._function = function
+        self._invocations = invocations
+        self._feed = feed
+        self._objects_url = objects_url
+        self._parameters_url = parameters_url
+        self._clock = clock
+        self._supervisor: Supervisor | None = None
+        self._stopping = asyncio.Event()
+        self._failures: Counter[tuple[object, ...]] = Counter()
+
+    async def run(self) -> Outcome:
+        """Run generation after generation; the job's durable state says how it ended."""
+        parent = self._job.state.parent
+        while True:
+            ended = await self._run_generation(parent)
+            generation = self._job.state.generation
+            newest = await checkpoint.newest(self._objects, self._job.state.job_id, generation)
+            parent = newest or parent
+            outcome = await self._judge(ended, parent)
+            if outcome is not None:
+                await self._job.end(outcome.status, outcome.message, parent)
+                return outcome
+            await self._back_off(ended)
+
+    async def request_stop(self) -> None:
+        """End the job cleanly: all ranks leave after their current step and save."""
+        self._stopping.set()
+        self._feed.progress.state = "stopping"
+        await self._job.request_stop()
+        if self._supervisor is not None:
+            await self._supervisor.stop(StepFlag.USER)
+
+    async def _run_generation(self, parent: Position | None) -> Ended:
+        plan = self._job.state.plan
+        number = await self._job.draw(parent, plan)
+        state = self._job.state
+        progress = self._feed.progress
+        progress.generation, progress.workers = number, plan.workers
+        progress.memory_mb = plan.memory_mb
+        self._feed.event(
+            "generation",
+            generation=number,
+            parent=parent.to_dict() if parent else None,
+            workers=plan.workers,
+            memory_mb=plan.memory_mb,
+        )
+        self._supervisor = Supervisor(
+            WorkerTask(
+                job_id=state.job_id,
+                generation=number,
+                rank=0,
+                token=state.token,
+                objects=self._objects_url,
+                parameters=self._parameters_url,
+            ),
+            plan.workers,
+            store=self._store,
+            cloud=self._cloud,
+            function=self._function,
+            invocations=self._invocations,
+            feed=self._feed,
+            limits=state.spec.limits,
+            clock=self._clock,
+        )
+        if self._stopping.is_set():
+            return Ended(None, StepFlag.USER)
+        progress.state = "running"
+        ended = await self._supervisor.run()
+        self._supervisor = None
+        self._feed.rest()
+        await self._tidy(number)
+        return ended
+
+    async def _tidy(self, generation: int) -> None:
+        """Free what the generation left in the parameter store; expiry would, but later."""
+        keys = GenerationKeys(self._job.state.job_id, generation)
+        try:
+            await self._store.sweep(keys.prefix)
+        except StoreError:
+            return
+
+    async def _judge(self, ended: Ended, newest: Position | None) -> Outcome | None:
+        """Decide how the job goes on from how a generation ended; None means another one."""
+        failure, state = ended.failure, self._job.state
+
+        def outcome(status: str, message: str) -> Outcome:
+            return Outcome(status, message, newest, failure, state.generation)
+
+        if await self._objects.head(JobObjects(state.job_id).model) is not None:
+            return outcome("completed", "training is complete")
+        if self._stopping.is_set() or ended.reasons & StepFlag.USER:
+            return outcome("stopped", "stopped on request")
+        if ended.reasons & StepFlag.ORPHANED:
+            return outcome("stopped", "stopped: no client was seen for too long")
+        if failure is None:
+            return None
+        if failure.kind in _FATAL:
+            return outcome("failed", failure.message)
+        signature = (*failure.signature, newest)
+        self._failures[signature] += 1
+        if self._failures[signature] >= _SAME_FAILURE:
+            return outcome("failed", f"{failure.message} ({_SAME_FAILURE} times)")
+        self._feed.notice(f"{failure.message}; going on from {_in_words(newest)}")
+        return None
+
+    async def _back_off(self, ended: Ended) -> None:
+        if ended.failure is not None:
+            tries = max(self._failures.values(), default=1)
+            delay = min(_BACKOFF_S * 2 ** (tries - 1), _BACKOFF_LIMIT_S)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), delay)
+            except TimeoutError:
+                return
+
+
+def _in_words(position: Position | None) -> str:
+    return "the beginning" if position is None else f"step {position.step}"

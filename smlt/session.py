@@ -1,0 +1,293 @@
+"""The composition root: builds stores, cloud and scheduler for a job, and joins them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smlt.config import TrainConfig
+from smlt.control import artifact_manager
+from smlt.control.artifact_manager import Target
+from smlt.control.event_log import EventLog
+from smlt.control.invocations import Invocations
+from smlt.control.job import Job, new_job_id
+from smlt.control.lambda_client import Endpoint, LambdaService, lambda_client
+from smlt.control.progress import Progress, Summary
+from smlt.control.progress_feed import ProgressFeed
+from smlt.control.run_folder import RunFolder
+from smlt.control.supervisor import Function
+from smlt.control.task_scheduler import Outcome, TaskScheduler
+from smlt.embedded.cloud import EmbeddedCloud
+from smlt.errors import ConfigError, StoreError, StoreFullError, UserError
+from smlt.inline import InlineCloud
+from smlt.io.directory import DirectoryStore
+from smlt.io.keys import JobObjects, job_prefix
+from smlt.io.object_store import ObjectStore
+from smlt.io.state_digest import weights_digest
+from smlt.io.stores import open_parameter_store
+from smlt.io.weights import unpack_weights
+from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.worker.task_loader import find_class
+from smlt.worker.task_params import parse_params
+
+# Longer than it takes the workers to notice that the client is gone, and to save.
+_LINGER_S = 20.0
+_MB_PER_VCPU = 1769
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a job runs: a Lambda service, and the parameter store as workers reach it."""
+
+    cloud: LambdaService
+    parameters: str
+
+
+class Session:
+    """One training job, from its settings to its summary."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.progress = Progress()
+        self._config = config
+        self._scheduler: TaskScheduler | None = None
+        self._running: asyncio.Task[Any] | None = None
+        self._stop_requested = False
+
+    async def train(self) -> Summary:
+        """Run the job to its end.
+
+        Raises:
+            UserError: a setting, the task or the data cannot be used. What is found before the
+                job begins has started and changed nothing.
+            SmltError: a store or the cloud failed in a way that no new generation mends.
+        """
+        config, progress = self._config, self.progress
+        target = artifact_manager.locate(config.target, Path.cwd())
+        params = parse_params(find_class(target.reference, target.root), config.params)
+        data = _find_data(config, target)
+        run_dir = config.run_dir.resolve()
+        skip = [run_dir] if data is None else [run_dir, data]
+        package, code = artifact_manager.pack_code(target, skip)
+        progress.job_id = new_job_id(target.reference.rpartition(":")[2])
+        progress.epochs = config.epochs
+        self._running = asyncio.current_task()
+        with _disk_errors(run_dir):
+            folder = RunFolder.create(run_dir, progress.job_id)
+            objects = DirectoryStore(run_dir / "objects")
+            await artifact_manager.upload_code(objects, package, code)
+            spec = JobSpec(
+                target=target.reference,
+                params=params,
+                code=code,
+                data=None if data is None else await artifact_manager.upload_data(objects, data),
+                init_from=await _upload_weights(objects, config.init_from),
+                **_training_settings(config),
+            )
+            async with self._place(run_dir, folder, target) as place:
+                return await self._run(objects, spec, package, place, folder)
+
+    async def request_stop(self) -> None:
+        """End cleanly: every rank leaves after its current step, and the state is saved."""
+        self._stop_requested = True
+        self.progress.state = "stopping"
+        if self._scheduler is not None:
+            await self._scheduler.request_stop()
+
+    async def stop_now(self) -> None:
+        """End at once; what the newest checkpoint does not hold is lost."""
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _run(
+        self,
+        objects: ObjectStore,
+        spec: JobSpec,
+        package: bytes,
+        place: _Place,
+        folder: RunFolder,
+    ) -> Summary:
+        progress = self.progress
+        feed = ProgressFeed(progress, EventLog(folder.events))
+        plan = _plan(self._config)
+        job = await Job.create(objects, progress.job_id, spec, plan)
+        name = f"smlt-{spec.code[:12]}-{plan.memory_mb}"
+        version = await place.cloud.create_function(
+            name,
+            package,
+            handler=artifact_manager.HANDLER,
+            memory_mb=plan.memory_mb,
+            timeout_s=int(spec.limits.function_s),
+            environment=_function_environment(plan.memory_mb),
+            runtime=artifact_manager.python_runtime(),
+        )
+        store = open_parameter_store(place.parameters, time_limit_s=spec.limits.store_s)
+        async with store, folder.status_of(progress):
+            scheduler = self._scheduler = TaskScheduler(
+                job,
+                objects=objects,
+                store=store,
+                cloud=place.cloud,
+                function=Function(name=name, version=version, memory_mb=plan.memory_mb),
+                invocations=Invocations(folder.logs),
+                feed=feed,
+                objects_url=objects.url,
+                parameters_url=place.parameters,
+            )
+            if self._stop_requested:
+                await scheduler.request_stop()
+            try:
+                outcome = await scheduler.run()
+            finally:
+                self._scheduler = None
+                with contextlib.suppress(StoreError):
+                    await store.sweep(job_prefix(progress.job_id))
+            progress.state = outcome.status
+            feed.event("end", status=outcome.status, message=outcome.message)
+        if outcome.failure is not None and outcome.failure.kind == "user":
+            raise UserError(outcome.message)
+        summary = await self._summarise(objects, outcome, folder)
+        folder.write_summary(summary)
+        return summary
+
+    @asynccontextmanager
+    async def _place(
+        self, run_dir: Path, folder: RunFolder, target: Target
+    ) -> AsyncIterator[_Place]:
+        """Open the cloud that the settings ask for."""
+        config = self._config
+        if config.inline:
+            url = config.parameters or f"memory://{self.progress.job_id}"
+            async with InlineCloud(target.root) as inline:
+                yield _Place(inline, url)
+            return
+        embedded = EmbeddedCloud(
+            folder.cloud,
+            parameter_store=config.parameters is None,
+            linger_s=_LINGER_S,
+            visible=[run_dir],
+        )
+        async with embedded:
+            self.progress.notices.extend(embedded.notices)
+            endpoint = Endpoint(url=embedded.endpoint, access_key="local", secret_key="local")
+            async with lambda_client(endpoint) as cloud:
+                yield _Place(cloud, config.parameters or str(embedded.parameters))
+
+    async def _summarise(
+        self, objects: ObjectStore, outcome: Outcome, folder: RunFolder
+    ) -> Summary:
+        progress = self.progress
+        job = JobObjects(progress.job_id)
+        loss = {} if progress.loss is None else {"loss": progress.loss}
+        model = await _bring(objects, job.model, folder.model)
+        best = None
+        if outcome.status != "failed" and self._config.keep_best is not None:
+            best = await _bring(objects, job.best, folder.best_model)
+        digest = None
+        if model is not None:
+            digest = weights_digest(unpack_weights(model.read_bytes(), str(model)))
+        newest = outcome.newest
+        manifest = newest and objects.local_path(job.manifest(newest.generation, newest.step))
+        return Summary(
+            job_id=progress.job_id,
+            state=outcome.status,
+            metrics={**loss, **progress.metrics, **progress.evaluation},
+            steps=progress.step,
+            epochs=progress.epoch + 1 if progress.step else 0,
+            seconds=progress.elapsed_s,
+            billed_gb_s=progress.billed_gb_s,
+            cost_usd=progress.cost_usd,
+            cost_is_estimate=progress.cost_is_estimate,
+            workers=progress.workers,
+            memory_mb=progress.memory_mb,
+            generations=outcome.generations,
+            weights_digest=digest,
+            model_path=None if model is None else str(model),
+            best_model_path=None if best is None else str(best),
+            checkpoint=str(manifest.parent) if manifest else None,
+            message=outcome.message,
+            traceback=outcome.failure.traceback if outcome.failure else "",
+            notices=list(progress.notices),
+        )
+
+
+def _plan(config: TrainConfig) -> ResourcePlan:
+    workers = 1 if config.inline else config.workers
+    return ResourcePlan(workers=workers, memory_mb=config.memory_mb)
+
+
+def _training_settings(config: TrainConfig) -> dict[str, Any]:
+    # In a debugger a rank may stand still for as long as its user likes.
+    patient = dict.fromkeys(("lease_s", "client_lease_s", "orphan_s", "function_s"), 1000000000.0)
+    return {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "steps": config.steps,
+        "until": config.until,
+        "patience": config.patience,
+        "keep_best": config.keep_best,
+        "virtual_workers": config.streams,
+        "shard_bytes": int(config.shard_mb * (1 << 20)),
+        "aggregators": config.aggregators,
+        "limits": Limits(**patient) if config.inline else Limits(),
+    }
+
+
+def _function_environment(memory_mb: int) -> dict[str, str]:
+    """Pin what changes the bits of a gradient before any library is imported."""
+    threads = str(max(1, memory_mb // _MB_PER_VCPU))
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+
+
+def _find_data(config: TrainConfig, target: Target) -> Path | None:
+    """Return the folder of the data: the one given, else ``data/`` beside the task's file."""
+    if config.data is not None:
+        return config.data.resolve()
+    beside = target.folder / "data"
+    if beside.is_dir():
+        return beside.resolve()
+    prepare = target.folder / "prepare.py"
+    if prepare.is_file():
+        raise ConfigError(
+            f"there is no data yet: {beside} does not exist; run `python {prepare}` once, or name "
+            "a folder with --data"
+        )
+    return None
+
+
+async def _upload_weights(objects: ObjectStore, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    key = f"weights/{artifact_manager.hash_file(path)[0]}.safetensors"
+    await objects.put_file(key, path)
+    return key
+
+
+async def _bring(objects: ObjectStore, key: str, path: Path) -> Path | None:
+    """Copy an object to a local file, if it exists."""
+    if await objects.head(key) is None:
+        return None
+    local = objects.local_path(key)
+    if local is not None:
+        await asyncio.to_thread(shutil.copyfile, local, path)
+    else:
+        data, _ = await objects.get(key)
+        await asyncio.to_thread(path.write_bytes, data)
+    return path
+
+
+@contextmanager
+def _disk_errors(run_dir: Path) -> Iterator[None]:
+    """Say in a sentence what the disk of the run directory refused."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise StoreFullError(f"cannot write to the run directory {run_dir}: {error}") from error

@@ -1,0 +1,218 @@
+"""One invocation: open the stores, take part in a generation as one rank, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from smlt.aggregation.collective import Collective
+from smlt.aggregation.step import Membership
+from smlt.errors import AbortedError, SmltError, StoreError
+from smlt.io.checkpoint import CheckpointWriter
+from smlt.io.keys import JobObjects
+from smlt.io.object_store import ObjectStore
+from smlt.io.parameter_store import ParameterStore
+from smlt.io.weights import save_weights
+from smlt.messages import Failure, JobState, Position, StepFlag, WorkerTask
+from smlt.worker.ending import Ending
+from smlt.worker.failures import failure_of
+from smlt.worker.generation import Generation, Roster
+from smlt.worker.loading import Loaded, Loader
+from smlt.worker.periodic_save import PeriodicSave
+from smlt.worker.trainer import Compute, Trainer
+from smlt.worker.warm import Tag, keep
+from smlt.worker.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+OpenStore = Callable[..., ParameterStore]
+
+
+class Invocation:
+    """One worker's part in one generation."""
+
+    def __init__(
+        self,
+        task: WorkerTask,
+        objects: ObjectStore,
+        *,
+        request_id: str,
+        deadline: float,
+        code_root: Path,
+        cache_dir: Path,
+        compute: Compute,
+        open_store: OpenStore,
+        watchdog: Watchdog,
+    ) -> None:
+        self._task = task
+        self._objects = objects
+        self._request_id = request_id
+        self._deadline = deadline
+        self._code_root = code_root
+        self._cache_dir = cache_dir
+        self._compute = compute
+        self._open_store = open_store
+        self._watchdog = watchdog
+
+    async def run(self) -> dict[str, Any]:
+        """Return what became of this invocation; what went wrong has been told to the client."""
+        state, _ = await self._objects.get(JobObjects(self._task.job_id).state)
+        job = JobState.from_dict(json.loads(state))
+        if self._is_superseded(job):
+            return {"status": "superseded"}
+        limits = job.spec.limits
+        async with self._open_store(self._task.parameters, time_limit_s=limits.store_s) as store:
+            generation = Generation(
+                self._task,
+                store,
+                limits,
+                request_id=self._request_id,
+                deadline=self._deadline,
+                on_abort=lambda: self._watchdog.bite_within(limits.save_s, "the limit for saving"),
+            )
+            roster = await generation.join()
+            if roster is None:
+                return {"status": "not needed"}
+            async with _beside(generation):
+                return await self._take_part(generation, roster, job)
+
+    def _is_superseded(self, job: JobState) -> bool:
+        newer = job.generation != self._task.generation or job.token > self._task.token
+        return newer or job.status != "running"
+
+    async def _take_part(
+        self, generation: Generation, roster: Roster, job: JobState
+    ) -> dict[str, Any]:
+        reasons, failure, loaded, trainer = StepFlag(0), None, None, None
+        try:
+            loaded = await self._loader(generation, roster, job).load()
+            async with self._saving(generation, roster, loaded) as saving:
+                with loaded.samples:
+                    trainer = self._trainer(generation, roster, job, loaded, saving)
+                    reasons = await trainer.run(loaded.position.step)
+        except Exception as error:
+            failure = await self._abort(generation, error, trainer)
+        try:
+            if loaded is not None and trainer is not None and trainer.is_whole:
+                await self._save(generation, roster, job, loaded, trainer, reasons)
+        except SmltError as error:
+            failure = await self._abort(generation, error, trainer)
+        with contextlib.suppress(StoreError):
+            await generation.leave(reasons)
+        return {"status": "left", "failure": failure.message if failure else None}
+
+    def _loader(self, generation: Generation, roster: Roster, job: JobState) -> Loader:
+        return Loader(
+            generation,
+            roster,
+            job,
+            self._objects,
+            code_root=self._code_root,
+            cache_dir=self._cache_dir,
+            compute=self._compute,
+        )
+
+    def _saving(self, generation: Generation, roster: Roster, loaded: Loaded) -> PeriodicSave:
+        def copied_state() -> CheckpointWriter:
+            at = Position(generation=self._task.generation, step=generation.step + 1)
+            return loaded.writer(self._objects, self._task.job_id, at, roster.world_size, copy=True)
+
+        rank = roster.ranks.index(self._task.rank)
+        return PeriodicSave(generation, rank, copied_state, loaded.position)
+
+    def _trainer(
+        self,
+        generation: Generation,
+        roster: Roster,
+        job: JobState,
+        loaded: Loaded,
+        saving: PeriodicSave,
+    ) -> Trainer:
+        members = Membership(
+            store=generation.store,
+            keys=generation.keys,
+            rank=roster.ranks.index(self._task.rank),
+            world_size=roster.world_size,
+            ttl_s=generation.ttl_s,
+            limit_s=generation.limits.step_s,
+        )
+
+        async def keep_best() -> None:
+            if members.rank == 0:
+                weights = await self._compute(loaded.task.weights)
+                await save_weights(self._objects, JobObjects(self._task.job_id).best, weights)
+
+        return Trainer(
+            loaded.task,
+            job.spec,
+            generation,
+            Collective(members, generation.notices),
+            loaded.samples,
+            loaded.schedule,
+            loaded.target,
+            self._compute,
+            save=saving.begin,
+            keep_best=keep_best,
+        )
+
+    async def _abort(
+        self, generation: Generation, error: Exception, trainer: Trainer | None
+    ) -> Failure:
+        """Tell everybody why this rank cannot go on, unless it was told itself."""
+        if isinstance(error, AbortedError) and generation.aborted is not None:
+            return generation.aborted
+        failure = failure_of(
+            error,
+            rank=self._task.rank,
+            step=trainer.trained if trainer else 0,
+            code_root=self._code_root,
+        )
+        logger.error("%s", failure.message, exc_info=error if failure.traceback else None)
+        # A store that is lost cannot be told; every rank finds that out by itself.
+        with contextlib.suppress(StoreError):
+            return await generation.abort(failure)
+        return failure
+
+    async def _save(
+        self,
+        generation: Generation,
+        roster: Roster,
+        job: JobState,
+        loaded: Loaded,
+        trainer: Trainer,
+        reasons: StepFlag,
+    ) -> None:
+        """Save the state that this rank holds, and the model if training is complete."""
+        position, digest = loaded.position, loaded.digest
+        if trainer.step != position.step:
+            held = Position(generation=self._task.generation, step=trainer.step)
+            writer = loaded.writer(self._objects, self._task.job_id, held, roster.world_size)
+            manifest = await Ending(generation, roster, self._objects, job).save(writer, held.step)
+            position, digest = manifest.position, manifest.digest
+        if reasons & StepFlag.TARGET and self._task.rank == roster.ranks[0]:
+            weights = await self._compute(loaded.task.weights)
+            await save_weights(self._objects, JobObjects(self._task.job_id).model, weights)
+        if position.step == trainer.step:
+            tag = Tag(self._task.job_id, job.spec.code, position.step, digest)
+            keep(tag, loaded.task)
+
+
+@asynccontextmanager
+async def _beside(generation: Generation) -> AsyncIterator[None]:
+    """Read notices and renew the lease while the block runs."""
+    tasks = [
+        asyncio.create_task(generation.notices.run()),
+        asyncio.create_task(generation.heartbeat()),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,188 @@
+"""Bring a rank to its generation's first step: the task, its data, and the parent's state."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smlt.errors import CheckpointError
+from smlt.io import checkpoint
+from smlt.io.checkpoint import CheckpointWriter
+from smlt.io.manifest import Manifest
+from smlt.io.object_store import ObjectStore
+from smlt.io.tensor import as_tensor
+from smlt.io.weights import read_weights
+from smlt.messages import JobSpec, JobState, Position, WorkerReport
+from smlt.worker import warm
+from smlt.worker.data_iterator import Data
+from smlt.worker.generation import Generation, Roster
+from smlt.worker.minibatch_buffer import map_style
+from smlt.worker.sample_order import SampleOrder, virtual_block
+from smlt.worker.samples import Samples
+from smlt.worker.schedule import Schedule
+from smlt.worker.target import Target
+from smlt.worker.task import Dataset, Task
+from smlt.worker.task_loader import load_task
+from smlt.worker.trainer import Compute
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A rank that is ready for the first step of its generation."""
+
+    task: Task
+    target: Target
+    samples: Samples
+    schedule: Schedule
+    position: Position
+    """The committed state that it begins from."""
+    digest: str
+
+    def writer(
+        self, objects: ObjectStore, job_id: str, at: Position, parts: int, *, copy: bool = False
+    ) -> CheckpointWriter:
+        """Return a writer of the state as it is now; of a copy, if it changes meanwhile."""
+        scalars = {"task": self.task.scalars(), "target": self.target.scalars()}
+        tensors = {name: as_tensor(array) for name, array in self.task.state().items()}
+        if copy:
+            tensors = {name: replace(t, data=t.data.copy()) for name, t in tensors.items()}
+            scalars = deepcopy(scalars)
+        return CheckpointWriter(objects, job_id, at, tensors, scalars, parts=parts)
+
+
+class Loader:
+    """Loads one rank. Nothing is kept in it between invocations."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        roster: Roster,
+        job: JobState,
+        objects: ObjectStore,
+        *,
+        code_root: Path,
+        cache_dir: Path,
+        compute: Compute,
+    ) -> None:
+        self._generation = generation
+        self._roster = roster
+        self._job = job
+        self._spec: JobSpec = job.spec
+        self._objects = objects
+        self._code_root = code_root
+        self._cache_dir = cache_dir
+        self._compute = compute
+        self._rank = roster.ranks.index(generation.task.rank)
+
+    async def load(self) -> Loaded:
+        """Return the rank with the parent's state, from its own memory if it is there.
+
+        Raises:
+            TaskError: the task or its data are not what a task needs.
+            CheckpointError: the parent cannot be read, or state 0 was not made in time.
+            Exception: the user's code raised.
+        """
+        await self._generation.say("loading")
+        spec = self._spec
+        task, manifest = await self._warm()
+        fresh = task is None
+        if task is None:
+            task = await self._compute(load_task, spec.target, spec.params, self._code_root)
+        data = await self._data()
+        train = await self._compute(self._dataset, task, data, "train")
+        order = SampleOrder(len(train), spec.batch_size, spec.virtual_workers, spec.seed)
+        schedule = Schedule(
+            steps_per_epoch=order.steps_per_epoch,
+            evaluates=task.evaluates,
+            epochs=spec.epochs,
+            steps=spec.steps,
+        )
+        test = await self._compute(self._dataset, task, data, "test") if task.evaluates else None
+        target = Target.of(spec)
+        if fresh:
+            await self._compute(task.initialize, spec.seed, schedule.training_steps)
+        if self._job.parent is None:
+            manifest = await self._state_zero(task, target)
+        elif manifest is None:
+            manifest = await checkpoint.read_manifest(
+                self._objects, self._job.job_id, self._job.parent
+            )
+        if fresh:
+            await self._take_over(task, manifest)
+        target.load(manifest.scalars["target"])
+        step = manifest.position.step
+        virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
+        samples = Samples(train, test, order, virtual, schedule, step)
+        if self._rank == 0:
+            await self._report_plan(schedule)
+        return Loaded(task, target, samples, schedule, manifest.position, manifest.digest)
+
+    async def _warm(self) -> tuple[Task | None, Manifest | None]:
+        """Return the task of this environment's memory, if it holds the parent's state."""
+        parent = self._job.parent
+        if parent is None:
+            return None, None
+        manifest = await checkpoint.read_manifest(self._objects, self._job.job_id, parent)
+        tag = warm.Tag(self._job.job_id, self._spec.code, parent.step, manifest.digest)
+        return warm.take(tag), manifest
+
+    async def _data(self) -> Data:
+        manifest: dict[str, Any] = {"files": {}}
+        if self._spec.data is not None:
+            text, _ = await self._objects.get(self._spec.data)
+            manifest = json.loads(text)
+        return Data.stored(
+            manifest["files"],
+            fetch=self._objects.read_range,
+            local_path=self._objects.local_path,
+            cache_dir=self._cache_dir,
+        )
+
+    def _dataset(self, task: Task, data: Data, split: str) -> Dataset:
+        return map_style(task.dataset(data, split), type(task).__name__, split)
+
+    async def _state_zero(self, task: Task, target: Target) -> Manifest:
+        """Have the first rank make and commit state 0; all ranks begin from what it committed."""
+        at = Position(generation=self._job.generation, step=0)
+        if self._rank == 0:
+            if self._spec.init_from is not None:
+                weights = await read_weights(self._objects, self._spec.init_from)
+                await self._compute(task.load_weights, weights)
+            scalars = {"task": task.scalars(), "target": target.scalars()}
+            parts = self._roster.world_size
+            writer = CheckpointWriter(
+                self._objects, self._job.job_id, at, task.state(), scalars, parts=parts
+            )
+            for part in range(self._roster.world_size):
+                await writer.write_part(part)
+            await writer.commit(parent=None, info={})
+            await self._generation.announce("committed", 0)
+        await self._until_committed(at)
+        return await checkpoint.read_manifest(self._objects, self._job.job_id, at)
+
+    async def _until_committed(self, at: Position) -> None:
+        generation = self._generation
+        give_up = generation.clock() + generation.limits.load_s
+        while await checkpoint.newest(self._objects, self._job.job_id, at.generation) is None:
+            generation.notices.check()
+            if generation.clock() > give_up:
+                raise CheckpointError(
+                    f"rank {self._roster.ranks[0]} did not commit the first state within "
+                    f"{generation.limits.load_s:g} s"
+                )
+            await generation.next_news(_POLL_S)
+
+    async def _take_over(self, task: Task, manifest: Manifest) -> None:
+        loaded = await checkpoint.read(self._objects, self._job.job_id, manifest.position)
+        await self._compute(task.load_state, loaded.tensors, manifest.scalars["task"])
+
+    async def _report_plan(self, schedule: Schedule) -> None:
+        report = WorkerReport(
+            rank=self._generation.task.rank, kind="plan", total_steps=schedule.training_steps
+        )
+        await self._generation.report(report)

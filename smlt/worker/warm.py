@@ -1,0 +1,35 @@
+"""What an execution environment remembers from one invocation to the next.
+
+A rank that finds the parent's state here need not load it. The memory holds a state only between
+invocations: it is taken out before anything can change it, and put back when it is whole again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smlt.worker.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """Which state it is: equal tags are equal bits."""
+
+    job_id: str
+    code: str
+    step: int
+    digest: str
+
+
+_kept: list[tuple[Tag, Task]] = []
+
+
+def keep(tag: Tag, task: Task) -> None:
+    """Remember a task that holds the state named by the tag."""
+    _kept[:] = [(tag, task)]
+
+
+def take(tag: Tag) -> Task | None:
+    """Return the task if it holds the state named, and forget it in either case."""
+    kept, task = _kept.pop() if _kept else (None, None)
+    return task if kept == tag else None
