@@ -1,0 +1,60 @@
+# Each target makes what it needs; what is up to date is left alone.
+#   make            build, check and test
+#   make demo       train on MNIST with four embedded Lambda workers
+#   make PYTHON=python3.12 VENV=/elsewhere test
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
+
+.DEFAULT_GOAL := all
+.PHONY: all setup build check test test-slow bench demo clean
+
+all: build check test
+
+setup: $(VENV)/.smlt-dev
+
+build: $(VENV)/.smlt-core
+
+check: $(VENV)/.smlt-core
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/cython-lint --no-pycodestyle smlt/_core
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
+		smlt._core.shard_reduce smlt._core.codec
+
+test: $(VENV)/.smlt-core
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.smlt-core
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+bench: $(VENV)/.smlt-core
+	$(BIN)/python -m benchmarks
+
+demo: $(VENV)/.smlt-demo
+	$(BIN)/python examples/mnist/prepare.py
+	$(BIN)/smlt train examples/mnist/train.py:Mnist --workers 4 --epochs 6 --batch-size 64
+
+clean:
+	rm -rf build dist *.egg-info smlt/_core/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -f $(VENV)/.smlt-*
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.smlt-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.smlt-demo
+
+# The extras of dev include the demo's: whoever has those does not install again.
+$(VENV)/.smlt-demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[torch,local,examples]"
+	touch $@
+
+$(VENV)/.smlt-core: $(CORE) setup.py $(VENV)/.smlt-dev
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
