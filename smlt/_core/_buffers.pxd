@@ -1,11 +1,12 @@
 """The doors' view of other people's memory: contiguous bytes, checked once, released for sure."""
 
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS,
-    PyBUF_FORMAT,
-    PyBUF_WRITABLE,
-    PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE
+from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
+
+
+cdef extern from "Python.h":
+    # Without `except -1`: a try block for each of n shards costs as much as the call itself.
+    int get_buffer "PyObject_GetBuffer" (object source, Py_buffer* view, int flags) noexcept
 
 
 cdef inline char item_format(Py_buffer* view) noexcept:
@@ -21,14 +22,12 @@ cdef inline char item_format(Py_buffer* view) noexcept:
 
 
 cdef inline int acquire(object source, Py_buffer* view, bint writable, str name) except -1:
+    """Get a C-contiguous buffer; the caller must release it."""
     cdef int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
-    try:
-        PyObject_GetBuffer(source, view, flags)
-    except TypeError:
-        raise TypeError(f"{name} is a {type(source).__name__}, which has no buffer") from None
-    except (BufferError, ValueError):
-        raise BufferError(
-            f"{name} must be {'writable and ' if writable else ''}C-contiguous memory"
-        ) from None
-    return 0
-
+    if get_buffer(source, view, flags) == 0:
+        return 0
+    cdef bint none = PyErr_ExceptionMatches(TypeError)
+    PyErr_Clear()
+    if none:
+        raise TypeError(f"{name} is a {type(source).__name__}, which has no buffer")
+    raise BufferError(f"{name} must be {'writable and ' if writable else ''}C-contiguous memory")

@@ -76,11 +76,13 @@ INLINE VF ISA(tree_at)(const uint8_t *const *in, const float *weights, size_t j,
 INLINE void ISA(tree_run)(float *dst, const float *left, const uint8_t *const *in,
                           const float *weights, size_t n, const float *scale, const int k,
                           const int dtype, const int weighted) {
-    for (size_t j = 0; j < n; j += LANES) {
-        VF sum = ISA(tree_at)(in, weights, j, k, dtype, weighted);
-        if (left) sum = ISA(fetch)(left + j) + sum;
-        if (scale) sum *= *scale;
-        ISA(store)(dst + j, sum);
+    for (size_t j = 0; j < n; j += 2 * LANES) {
+        VF a = ISA(tree_at)(in, weights, j, k, dtype, weighted);
+        VF b = ISA(tree_at)(in, weights, j + LANES, k, dtype, weighted);
+        if (left) a = ISA(fetch)(left + j) + a, b = ISA(fetch)(left + j + LANES) + b;
+        if (scale) a *= *scale, b *= *scale;
+        ISA(store)(dst + j, a);
+        ISA(store)(dst + j + LANES, b);
     }
 }
 

@@ -27,6 +27,10 @@ static void run_parallel(range_task task, void *context, int threads, size_t uni
     pthread_t handle[MAX_THREADS];
     range_share share[MAX_THREADS];
     int started[MAX_THREADS] = {0};
+    if (threads == 1) {
+        task(context, 0, 0, units);
+        return;
+    }
     for (int t = 0; t < threads; t++)
         share[t] = (range_share){task, context, t, units * (size_t)t / (size_t)threads,
                                  units * (size_t)(t + 1) / (size_t)threads};

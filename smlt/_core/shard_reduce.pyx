@@ -34,7 +34,6 @@ cdef extern from "reduction.h" nogil:
     enum: CAST
     enum: SGD
     enum: ADAMW
-    enum: BLOCK
 
     ctypedef struct sgd_rule:
         float lr, momentum, weight_decay, take
@@ -82,7 +81,8 @@ cdef extern from "reduction.h" nogil:
 
     const lane_kernels* lanes
     int choose_lanes(const char* name)
-    size_t reduction_room(const reduction* job)
+    void plan_reduction(reduction* job)
+    size_t reduction_blocks(const reduction* job)
     int reduction_threads(const reduction* job, int asked)
     void run_reduction(reduction* job, int threads)
     size_t group_room(int threads)
@@ -283,7 +283,7 @@ cdef int _inferred(char form, Py_ssize_t nbytes, Py_ssize_t count) except -1:
 
 cdef object _run(reduction* job, _Inputs inputs, str order, scale, int threads, bint norm):
     cdef double factor = 1.0 if scale is None else scale
-    cdef size_t blocks = (job.count + BLOCK - 1) // BLOCK, b
+    cdef size_t blocks, b
     cdef double total = 0.0
     job.in_ = inputs.pointers
     job.streams = inputs.streams
@@ -293,9 +293,11 @@ cdef object _run(reduction* job, _Inputs inputs, str order, scale, int threads, 
     job.weights.wide = inputs.wide
     job.scale = NULL if scale is None else &factor
     threads = reduction_threads(job, _checked_threads(threads))
-    job.room = reduction_room(job)
-    job.rooms = <uint8_t*>malloc(job.room * threads + (8 * blocks if norm else 0))
-    if job.rooms == NULL:
+    plan_reduction(job)
+    blocks = reduction_blocks(job)
+    cdef size_t room = job.room * threads + (8 * blocks if norm else 0)
+    job.rooms = <uint8_t*>malloc(room) if room else NULL
+    if room and job.rooms == NULL:
         raise MemoryError()
     job.norms = <double*>(job.rooms + job.room * threads) if norm else NULL
     with nogil:
