@@ -15,7 +15,7 @@ class Softmax(smlt.Task):
         self.momentum = momentum
 
     def dataset(self, data: smlt.Data, split: str) -> list[tuple[np.ndarray, int]]:
-        # 32 MB at most: small enough to be held as a list, which is a map-style dataset too.
+        # 13 MB: small enough to be held as a list, which is a map-style dataset too.
         x = np.asarray(data[f"{split}_x.npy"]).reshape(-1, 784) / np.float32(255)
         return list(zip(x, np.asarray(data[f"{split}_y.npy"]), strict=True))
 

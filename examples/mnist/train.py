@@ -38,12 +38,13 @@ class Mnist(smlt.TorchTask):
     def model(self) -> nn.Module:
         width = self.width
         return nn.Sequential(
-            nn.Conv2d(1, width, 3, stride=2, padding=1),
+            nn.Conv2d(1, width, 5, stride=2, padding=2),
             nn.GroupNorm(4, width),
             nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
             nn.GroupNorm(4, 2 * width),
             nn.ReLU(),
+            nn.MaxPool2d(2),
             nn.Flatten(),
             nn.Linear(2 * width * 7 * 7, 10),
         )

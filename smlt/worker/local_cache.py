@@ -34,8 +34,13 @@ class LocalCache:
             sizes = self._known()
             if name not in sizes:
                 return None
+            path = self.folder / name
+            if not path.exists():
+                # The folder is not ours alone: whoever tidied it up made us forget, too.
+                del sizes[name]
+                return None
             sizes.move_to_end(name)
-        return self.folder / name
+            return path
 
     def add(self, name: str, chunks: Iterable[bytes | memoryview]) -> Path:
         """Write a file, whole or not at all, and make room for it.

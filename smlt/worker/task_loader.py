@@ -163,6 +163,6 @@ def _check_attributes(task: object) -> None:
     for name in vars(task):
         if any(callable(names.get(name)) for names in ours):
             raise TaskError(
-                f"{cls.__name__}.__init__ sets self.{name}, which hides the method {name}() of every "
-                "task: give the attribute another name"
+                f"{cls.__name__}.__init__ sets self.{name}, which hides the method {name}() of "
+                "every task: give the attribute another name"
             )

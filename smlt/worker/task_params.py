@@ -7,7 +7,6 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from smlt.errors import TaskError
@@ -172,7 +171,6 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     float: _float,
     bool: _bool,
     str: _str,
-    Path: Path,
     type(None): _none,
 }
 

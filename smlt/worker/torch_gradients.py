@@ -16,7 +16,7 @@ class GradientViews:
     """Sums of gradients in given float32 views, by way of hooks on the parameters.
 
     While it collects, a float32 parameter's ``grad`` *is* its view, so that backward adds to it in
-    place. Parameters of other dtypes are added when their gradient is complete.
+    place. Parameters of other dtypes or layouts are added when their gradient is complete.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -58,8 +58,10 @@ class GradientViews:
             parameter.grad = from_view(mean[name], parameter) if name in present else None
 
     def _bindable(self, name: str) -> torch.Tensor | None:
-        is_fp32 = self._parameters[name].dtype == torch.float32
-        return self._sums[name] if is_fp32 else None
+        parameter = self._parameters[name]
+        # autograd wants a gradient with its parameter's strides (channels_last has others).
+        same = parameter.dtype == torch.float32 and parameter.is_contiguous()
+        return self._sums[name] if same else None
 
     def _accumulated(self, name: str) -> None:
         if name not in self._sums:

@@ -120,7 +120,8 @@ class TorchTask(Task):
 
     def seed_generators(self, seed: int) -> None:
         super().seed_generators(seed)
-        torch.manual_seed(seed)
+        # On the CPU, torch looks at the low 32 bits only.
+        torch.manual_seed(seed ^ (seed >> 32))
 
     def initialize(self, seed: int, total_steps: int | None) -> None:
         """Build model, optimizer and scheduler.

