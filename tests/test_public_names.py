@@ -45,6 +45,14 @@ def test_an_unknown_name_is_an_attribute_error():
         smlt.Trainer  # noqa: B018
 
 
+def test_without_torch_it_says_how_to_get_it():
+    script = "import sys; sys.modules['torch'] = None\nimport smlt\nsmlt.TorchTask"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert "ImportError: smlt.TorchTask needs PyTorch: pip install 'smlt[torch]'." in done.stderr
+
+
 def test_public_names_can_be_imported_from_the_package():
     from smlt import SmltError, TrainConfig
     from smlt.config import TrainConfig as FromHome
