@@ -1,6 +1,7 @@
 """All environments of the embedded cloud: who is warm, who is busy, who may start."""
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -9,14 +10,17 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from smlt.embedded.api_error import ApiError, throttled
-from smlt.embedded.environment import Environment, Host, Outcome
+from smlt.embedded.environment import Environment, Outcome
 from smlt.embedded.functions import Functions, FunctionVersion
+from smlt.embedded.host import Host
 from smlt.embedded.runtime_api import Invocation
 
 logger = logging.getLogger(__name__)
 
 CGROUP_POLL_S = 0.025
 PROC_POLL_S = 0.1
+POLLS_PER_PEAK = 8
+"""Every so many polls the exact figure is read even below the limit, for the reported maximum."""
 SWEEP_S = 1.0
 STARTS_PER_CPU = 4
 
@@ -176,9 +180,9 @@ class Fleet:
 
     async def _watch_memory(self) -> None:
         period = PROC_POLL_S if self._host.isolation.mode == "watchdog" else CGROUP_POLL_S
-        while True:
+        for number in itertools.count():
             for environment in list(self.environments):
-                environment.check_memory()
+                environment.check_memory(precisely=number % POLLS_PER_PEAK == 0)
             await asyncio.sleep(period)
 
     async def _sweep(self) -> None:

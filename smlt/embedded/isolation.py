@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from smlt.embedded.cgroups import Cgroup1Tree, Cgroup2Tree
 from smlt.embedded.limits import MB
 from smlt.embedded.process import LAUNCHER, LaunchSpec
-from smlt.embedded.resource_group import Cgroup1Tree, Cgroup2Tree, ProcessTrees, ResourceGroup
+from smlt.embedded.process_tree import ProcessTrees
+from smlt.embedded.resource_group import GroupTree, ResourceGroup
 from smlt.errors import ConfigError
 
 MODES = ("auto", "cgroup2", "cgroup1", "watchdog", "none")
 PROBE_S = 10.0
-
-Tree = Cgroup2Tree | Cgroup1Tree | ProcessTrees
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Isolation:
 
     mode: str
     namespace: str | None
-    tree: Tree
+    tree: GroupTree
     notices: tuple[str, ...]
 
     @property
@@ -83,7 +83,7 @@ def detect(mode: str, cloud_id: str, visible: Sequence[str]) -> Isolation:
     return Isolation(mode=found, namespace=namespace, tree=tree, notices=tuple(notices))
 
 
-def _first_tree(mode: str, name: str, notices: list[str]) -> tuple[str, Tree]:
+def _first_tree(mode: str, name: str, notices: list[str]) -> tuple[str, GroupTree]:
     wanted = MODES[1:3] if mode == "auto" else (mode,)
     reasons = []
     for kind in wanted:
@@ -106,7 +106,7 @@ def _first_tree(mode: str, name: str, notices: list[str]) -> tuple[str, Tree]:
     return "watchdog", ProcessTrees()
 
 
-def _try_cgroups(kind: str, name: str) -> Tree:
+def _try_cgroups(kind: str, name: str) -> GroupTree:
     """Make the tree and let a process join it; leave nothing behind on failure."""
     tree = _cgroup2_tree(name) if kind == "cgroup2" else _cgroup1_tree(name)
     group = None
@@ -120,7 +120,7 @@ def _try_cgroups(kind: str, name: str) -> Tree:
     return tree
 
 
-def _remove_tree(tree: Tree, group: ResourceGroup | None) -> None:
+def _remove_tree(tree: GroupTree, group: ResourceGroup | None) -> None:
     if group is not None:
         group.remove()
     for directory in tree.directories:

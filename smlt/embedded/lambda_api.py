@@ -1,7 +1,6 @@
-"""The Lambda control API and Invoke, on the paths and in the shapes that botocore uses."""
+"""The Lambda control API, on the paths and in the shapes that botocore uses."""
 
 import asyncio
-import base64
 import json
 import logging
 import uuid
@@ -12,11 +11,9 @@ from aiohttp import web
 
 from smlt.embedded.api_error import ApiError, invalid, not_found, too_large
 from smlt.embedded.code_packages import CodePackage, unpack
-from smlt.embedded.environment import Host
-from smlt.embedded.event_queue import EventQueue, EventSettings
 from smlt.embedded.fleet import Fleet
 from smlt.embedded.functions import LATEST, Function, Functions, FunctionVersion, split_name
-from smlt.embedded.runtime_api import Invocation
+from smlt.embedded.host import Host
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +46,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 class LambdaApi:
-    """Lambda's calls, each a method named as the call."""
+    """The calls about functions and their settings, each a method named as the call."""
 
-    def __init__(self, functions: Functions, fleet: Fleet, events: EventQueue, host: Host) -> None:
+    def __init__(self, functions: Functions, fleet: Fleet, host: Host) -> None:
         self._functions = functions
         self._fleet = fleet
-        self._events = events
         self._limits = host.limits
         self._code_dir = host.run_dir / "code"
 
@@ -74,7 +70,6 @@ class LambdaApi:
                 web.put(f"{one}/code", self.update_function_code),
                 web.post(f"{one}/versions", self.publish_version),
                 web.get(f"{one}/versions", self.list_versions_by_function),
-                web.post(f"{one}/invocations", self.invoke),
                 web.put(f"/2017-10-31{concurrency}", self.put_function_concurrency),
                 web.delete(f"/2017-10-31{concurrency}", self.delete_function_concurrency),
                 web.get(f"/2019-09-30{concurrency}", self.get_function_concurrency),
@@ -140,7 +135,7 @@ class LambdaApi:
         return web.json_response(_page(request, "Versions", shown))
 
     async def delete_function(self, request: web.Request) -> web.Response:
-        name, qualifier = _name_and_qualifier(request)
+        name, qualifier = name_and_qualifier(request)
         self._functions.delete(name, qualifier)
         self._fleet.retire(name, qualifier)
         self._fleet.admit_waiting()
@@ -202,55 +197,6 @@ class LambdaApi:
             }
         )
 
-    async def invoke(self, request: web.Request) -> web.Response:
-        kind = request.headers.get("X-Amz-Invocation-Type", "RequestResponse")
-        function, version = self._named(request)
-        payload = await request.read()
-        await self._check_payload(payload, kind)
-        invocation = Invocation(
-            request_id=str(uuid.uuid4()),
-            payload=payload or b"{}",
-            client_context=_client_context(request),
-        )
-        headers = {"x-amzn-RequestId": invocation.request_id}
-        if kind == "DryRun":
-            return web.Response(status=204, headers=headers)
-        if kind == "Event":
-            configured = function.event_settings.get(version.version)
-            self._events.put(version, invocation, EventSettings.of(configured, self._limits))
-            return web.Response(status=202, headers=headers)
-        self._fleet.reserve_slot(version.name)
-        outcome = await self._fleet.run(version, invocation)
-        headers["X-Amz-Executed-Version"] = version.version
-        headers["Content-Type"] = "application/json"
-        if outcome.error is not None:
-            headers["X-Amz-Function-Error"] = outcome.error
-        if request.headers.get("X-Amz-Log-Type") == "Tail":
-            headers["X-Amz-Log-Result"] = base64.b64encode(outcome.log_tail).decode()
-        return web.Response(body=outcome.payload, headers=headers)
-
-    async def _check_payload(self, payload: bytes, kind: str) -> None:
-        bounds = {
-            "RequestResponse": self._limits.sync_payload_bytes,
-            "Event": self._limits.async_payload_bytes,
-            "DryRun": self._limits.sync_payload_bytes,
-        }
-        if kind not in bounds:
-            raise invalid(f"{kind!r} is no invocation type; use {', '.join(bounds)}.")
-        if len(payload) > bounds[kind]:
-            raise too_large(
-                f"{len(payload)} byte payload is too large for the {kind} invocation type "
-                f"(limit {bounds[kind]} bytes)"
-            )
-        try:
-            if len(payload) > BIG_BODY_BYTES:
-                await asyncio.to_thread(json.loads, payload)
-            elif payload:
-                json.loads(payload)
-        except ValueError as exc:
-            message = f"Could not parse request body into json: {exc}"
-            raise ApiError("InvalidRequestContentException", 400, message) from exc
-
     async def _set_events(self, request: web.Request, *, keep: bool) -> web.Response:
         function, version = self._named(request)
         body = await _json_body(request)
@@ -270,11 +216,11 @@ class LambdaApi:
         return await asyncio.to_thread(unpack, code["ZipFile"], self._code_dir, self._limits)
 
     def _named(self, request: web.Request) -> tuple[Function, FunctionVersion]:
-        name, qualifier = _name_and_qualifier(request)
+        name, qualifier = name_and_qualifier(request)
         return self._functions.get(name), self._functions.version(name, qualifier)
 
 
-def _name_and_qualifier(request: web.Request) -> tuple[str, str | None]:
+def name_and_qualifier(request: web.Request) -> tuple[str, str | None]:
     name, qualifier = split_name(request.match_info["name"])
     return name, request.query.get("Qualifier", qualifier)
 
@@ -295,18 +241,6 @@ async def _json_body(request: web.Request) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ApiError("InvalidRequestContentException", 400, "The body is no JSON object.")
     return parsed
-
-
-def _client_context(request: web.Request) -> str | None:
-    encoded = request.headers.get("X-Amz-Client-Context")
-    if encoded is None:
-        return None
-    try:
-        return base64.b64decode(encoded, validate=True).decode()
-    except ValueError as exc:
-        raise ApiError(
-            "InvalidRequestContentException", 400, "ClientContext is no base64 of UTF-8 text."
-        ) from exc
 
 
 def _page(request: web.Request, key: str, items: list[Any]) -> dict[str, Any]:

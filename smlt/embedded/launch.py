@@ -10,6 +10,7 @@ The specification is one JSON object:
     cgroup_procs           files into which to write our process id
     namespace              null, "mount", or "user" (a mount namespace inside a user namespace)
     tmp_mb, visible        size of a private /tmp, and the paths below /tmp that stay visible in it
+    open_files             limit on file descriptors, or null
     oom_score_adj          so that the kernel, short of memory, takes a function and not the host
 """
 
@@ -17,6 +18,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -45,6 +47,8 @@ def main() -> None:
         _die_with(spec["parent"])
         _private_tmp(spec["tmp_mb"], spec["visible"])
         _bare_dev()
+    if spec.get("open_files"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["open_files"],) * 2)
     os.chdir(spec["cwd"])
     os.execve(spec["argv"][0], spec["argv"], spec["env"])
 

@@ -24,6 +24,7 @@ class Limits:
     zipped_bytes: int = 50 * MB
     unzipped_bytes: int = 250 * MB
     environment_bytes: int = 4096
+    open_files: int = 1024
     memory_mb: tuple[int, int] = (128, 10_240)
     timeout_s: tuple[int, int] = (1, 900)
     ephemeral_mb: tuple[int, int] = (512, 10_240)

@@ -28,6 +28,7 @@ class LaunchSpec:
     namespace: str | None = None
     tmp_mb: int = 0
     visible: Sequence[str] = ()
+    open_files: int | None = None
     oom_score_adj: int = 0
 
 

