@@ -19,7 +19,7 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
 }
 
-# Never -march=native or -ffast-math: the function's CPU is not the builder's, and NaNs must survive.
+# Never -march=native or -ffast-math: the function's CPU is not the builder's, NaNs must survive.
 # -ffp-contract=off keeps a multiply-add from changing bits between architectures.
 RELEASE_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-unused-function"]
 DEBUG_FLAGS = ["-O0", "-g", "-ffp-contract=off", "-Wno-unused-function"]

@@ -6,8 +6,9 @@ fallback: on a function that would be a bill nobody sees.
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-if os.environ.get("SMLT_PURE_PYTHON") == "1":
+if not TYPE_CHECKING and os.environ.get("SMLT_PURE_PYTHON") == "1":
     from smlt._core._reference import codec, shard_reduce
 
     # `from smlt._core.codec import ...` must not find the extensions behind our back.

@@ -12,7 +12,7 @@
 
 import math
 import struct
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import msgpack
 
@@ -46,7 +46,8 @@ class FrameFormatError(ValueError):
     """Bytes that are no frame, a damaged frame, or not the frame that the receiver expects."""
 
 
-class TensorInfo(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
     """One tensor of a frame, as it is on the wire."""
 
     name: str
@@ -62,7 +63,8 @@ class TensorInfo(NamedTuple):
         return self.count * ITEM_BYTES[self.dtype]
 
 
-class Header(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Header:
     """What a frame says about itself; dtype, shape and count are those of its only tensor."""
 
     tensors: tuple[TensorInfo, ...]
@@ -111,7 +113,8 @@ def check_sendable(header: Header) -> None:
         raise ValueError(f"meta has {len(header.meta)} bytes, the limit is {MAX_META}")
     if len(header.tensors) > MAX_TENSORS:
         raise ValueError(f"{len(header.tensors)} tensors, the limit is {MAX_TENSORS}")
-    for name, _, shape in header.tensors:
+    for tensor in header.tensors:
+        name, dims = tensor.name, len(tensor.shape)
         if len(name.encode()) > MAX_NAME:
             raise ValueError(f"a tensor's name has more than {MAX_NAME} bytes: {name[:40]!r}...")
         if len(shape) > MAX_DIMS:
@@ -122,7 +125,7 @@ def check_sendable(header: Header) -> None:
 
 def pack_fields(header: Header, chunks: bytes, sums: bytes) -> bytes:
     """Return the msgpack part of the header."""
-    tensors = [[name, dtype, list(shape)] for name, dtype, shape in header.tensors]
+    tensors = [[tensor.name, tensor.dtype, tensor.shape] for tensor in header.tensors]
     values = (tensors, header.flags, float(header.weight), header.meta, chunks, sums)
     packed: bytes = msgpack.packb(dict(zip(KEYS, values, strict=True)))
     if len(packed) - len(chunks) - len(sums) > MAX_FIXED_HEADER:
