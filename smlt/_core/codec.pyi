@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
 
 from smlt._core.frame_header import FrameFormatError as FrameFormatError
 from smlt._core.frame_header import Header as Header
 from smlt._core.frame_header import TensorInfo as TensorInfo
-from smlt._core.shard_reduce import Dtype, Order
+from smlt._core.shard_reduce import Buffer, Dtype, Order
 
 def use_instruction_set(name: str) -> None: ...
 def checksum(data: Buffer) -> int: ...

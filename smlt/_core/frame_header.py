@@ -117,10 +117,8 @@ def check_sendable(header: Header) -> None:
         name, dims = tensor.name, len(tensor.shape)
         if len(name.encode()) > MAX_NAME:
             raise ValueError(f"a tensor's name has more than {MAX_NAME} bytes: {name[:40]!r}...")
-        if len(shape) > MAX_DIMS:
-            raise ValueError(
-                f"tensor {name!r} has {len(shape)} dimensions, the limit is {MAX_DIMS}"
-            )
+        if dims > MAX_DIMS:
+            raise ValueError(f"tensor {name!r} has {dims} dimensions, the limit is {MAX_DIMS}")
 
 
 def pack_fields(header: Header, chunks: bytes, sums: bytes) -> bytes:

@@ -1,9 +1,13 @@
 """Sum, mean and weighted mean of equal shards, in place, at the speed of memory."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
-from typing_extensions import Buffer
+import typing_extensions
+from numpy.typing import NDArray
+
+# NumPy's stubs say that arrays are buffers only from Python 3.12 on.
+Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 Order = Literal["fold", "tree", "fp64"]
