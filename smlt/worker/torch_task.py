@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from smlt.worker.torch_hooks import (
     check_scheduler,
     check_settings,
 )
+from smlt.worker.torch_modes import autocast, evaluating, reproducible
 from smlt.worker.torch_state import TorchState, export_all
 from smlt.worker.torch_tensors import overwrite, real
 
@@ -164,16 +164,17 @@ class TorchTask(Task):
         loss_sum, unchanged = 0.0, frozenset[str]()
         run.gradients.begin(into)
         run.buffers.begin()
-        for number, part in enumerate(parts, 1):
-            run.buffers.restore()
-            loss = self._loss_sum(run.model, part)
-            loss_sum += loss.item()
-            # Before backward: checkpointed layers run their forward, and update, once more there.
-            run.buffers.collect(len(part))
-            is_last = number == len(parts)
-            if is_last:
-                unchanged = run.buffers.write(into, ready)
-            run.gradients.backward(loss, ready if is_last else None)
+        with reproducible():
+            for part in parts:
+                run.buffers.restore()
+                loss = self._loss_sum(run.model, part)
+                loss_sum += loss.item()
+                # Not after backward: checkpointed layers run forward, and update, again there.
+                run.buffers.collect(len(part))
+                is_last = part is parts[-1]
+                if is_last:
+                    unchanged = run.buffers.write(into, ready)
+                run.gradients.backward(loss, ready if is_last else None)
         without = run.gradients.end()
         run.buffers.restore()
         return Contribution(loss_sum, without | unchanged)
@@ -201,7 +202,7 @@ class TorchTask(Task):
         run = self._run
         logged, self._logged = self._logged, None
         try:
-            with torch.no_grad(), _eval_mode(run.model), self._autocast():
+            with reproducible(), evaluating(run.model), autocast(self.precision):
                 returned = self.evaluate(run.model, self.collate(samples))
         finally:
             run.buffers.restore()
@@ -252,15 +253,10 @@ class TorchTask(Task):
             raise TaskError("initialize() must be called before anything else")
         return self._training
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "bf16":
-            return torch.autocast("cpu", dtype=torch.bfloat16)
-        return nullcontext()
-
     def _loss_sum(self, model: nn.Module, samples: Sequence[Any]) -> torch.Tensor:
         """The sum of the samples' losses: unlike means, sums of ranks simply add up."""
         batch = self.collate(samples)
-        with self._autocast():
+        with autocast(self.precision):
             loss = self.loss(model, batch)
         check_loss(loss, type(self).__name__)
         wide = torch.promote_types(loss.dtype, torch.float32)
@@ -288,15 +284,3 @@ def _writable(sample: Any) -> Any:
     if type(sample) is dict:
         return {key: _writable(item) for key, item in sample.items()}
     return sample
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    # Module by module: the user may keep some of them in eval mode during training.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -325,6 +325,37 @@ def test_reentrant_checkpointing_of_shared_weights_is_refused(regression, sample
         task.gradients(samples, zeroed_views(task), lambda name: None)
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_gradients_have_the_same_bits_with_several_threads(regression, zeroed_views, two_threads):
+    class Gather(regression):
+        def model(self):
+            return nn.Embedding(50, 64)
+
+        def loss(self, model, batch):
+            # The backward of plain indexing is what torch parallelises with atomics.
+            return (model.weight[batch[0].flatten()] * factors).sum()
+
+    torch.manual_seed(0)
+    factors = torch.randn(100_000, 64)
+    samples = [(torch.randint(0, 50, (100_000,)),)]
+    task = Gather()
+    task.initialize(0, None)
+    results = []
+    for _ in range(4):
+        views = zeroed_views(task)
+        task.gradients(samples, views, lambda name: None)
+        results.append(views["weight"].tobytes())
+    assert len(set(results)) == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_logged_values_are_weighted_and_drained(regression, samples, zeroed_views):
     class Logging(regression):
         accumulate = 2
