@@ -29,7 +29,11 @@ OWN_DIRECTORY = ".smlt-store"
 STALE_S = 3600.0
 """A temporary file this old belongs to a process that was killed."""
 
-_FULL = {errno.ENOSPC: "it has no space left", errno.EDQUOT: "its quota is used up"}
+_FULL = {
+    errno.ENOSPC: "it has no space left",
+    errno.EDQUOT: "its quota is used up",
+    errno.EFBIG: "the limit on the size of a file is reached",
+}
 _REFUSED = {
     errno.EROFS: "it is mounted read-only",
     errno.EACCES: "permission is denied",
@@ -236,7 +240,9 @@ class DirectoryStore:
         except OSError as exc:
             code = exc.errno or 0
             if code in _FULL:
-                raise StoreFullError(f"{where}: {_FULL[code]}; free some or move it") from exc
+                raise StoreFullError(
+                    f"{where}: {_FULL[code]}; free some, or choose another directory"
+                ) from exc
             reason = _REFUSED.get(code, (exc.strerror or str(exc)).lower())
             raise StoreError(f"{where}: {reason}") from exc
 

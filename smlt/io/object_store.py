@@ -48,6 +48,10 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Do what ``get_range`` does, blocking, for readers that have a thread of their own."""
+        ...
+
     async def head(self, key: str) -> ObjectInfo | None:
         """Return what is known of the object, or None where there is none."""
         ...

@@ -179,7 +179,8 @@ class _SocketLink:
         try:
             await self._connection.wait()
         finally:
-            self._loop.remove_writer(self._socket)
+            if self._connection.usable:
+                self._loop.remove_writer(self._socket)
 
     def close(self) -> None:
         self._loop.remove_reader(self._socket)

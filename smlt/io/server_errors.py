@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -93,6 +94,9 @@ def _passes(exc: Exception) -> bool:
 def _reason(exc: Exception) -> str:
     if isinstance(exc, TimeoutError):
         return "it does not answer"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
+    if isinstance(exc, ssl.SSLError):
+        return str(getattr(exc, "verify_message", "") or exc.reason or exc)
+    if isinstance(exc, OSError) and exc.errno:
+        # asyncio puts the address into strerror; the errors of name resolution are negative.
+        return os.strerror(exc.errno) if exc.errno > 0 else str(exc.strerror)
     return str(exc) or type(exc).__name__

@@ -1,0 +1,181 @@
+"""RESP as bytes: any reply, however it is split, and hostile ones within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smlt.io import resp
+from smlt.io.resp import ErrorReply, OversizeError, ReplyReader, RespError
+
+TEXTS = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=["Cs"]), max_size=9)
+BULKS = st.one_of(
+    st.binary(max_size=50),
+    st.builds(lambda b, n: (b * n)[:n], st.binary(min_size=1, max_size=40), st.integers(0, 70_000)),
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    BULKS,
+    TEXTS.map(lambda text: ("simple", text.encode())),
+    TEXTS.map(lambda text: ("error", text)),
+)
+REPLIES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=5), max_leaves=12)
+
+
+def wire(value) -> bytes:
+    """The reply as a server writes it, straight from the specification."""
+    match value:
+        case None:
+            return b"$-1\r\n"
+        case int():
+            return b":%d\r\n" % value
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(value), value)
+        case ("simple", text):
+            return b"+" + text + b"\r\n"
+        case ("error", text):
+            return b"-" + text.encode() + b"\r\n"
+        case list():
+            return b"*%d\r\n" % len(value) + b"".join(map(wire, value))
+    raise AssertionError(value)
+
+
+def plain(value):
+    """What the reply means, in a form that compares."""
+    match value:
+        case ("simple", text):
+            return text
+        case ErrorReply():
+            return ("error", str(value))
+        case memoryview():
+            return bytes(value)
+        case list():
+            return [plain(item) for item in value]
+    return value
+
+
+def feed(reader: ReplyReader, data: bytes, steps=None) -> None:
+    """Let the reader receive the data in steps of the given sizes, then whole."""
+    rest = memoryview(data)
+    steps = iter(steps or ())
+    while rest:
+        buffer = reader.get_buffer()
+        assert buffer.nbytes > 0
+        count = min(next(steps, len(rest)), buffer.nbytes, len(rest))
+        buffer[:count] = rest[:count]
+        rest = rest[count:]
+        reader.buffer_updated(count)
+
+
+def read_all(data: bytes, steps=None) -> list:
+    replies = []
+    feed(ReplyReader(replies.append), data, steps)
+    return replies
+
+
+@given(st.lists(REPLIES, max_size=4), st.lists(st.integers(1, 5000), max_size=60))
+def test_replies_are_the_same_however_they_are_split(values, steps):
+    data = b"".join(map(wire, values))
+    assert [plain(reply) for reply in read_all(data, steps)] == [plain(value) for value in values]
+
+
+@given(REPLIES)
+def test_replies_come_byte_by_byte(value):
+    data = wire(value)[:3000]
+    whole = read_all(data)
+    assert [plain(r) for r in read_all(data, [1] * len(data))] == [plain(r) for r in whole]
+
+
+@pytest.mark.parametrize("size", [resp.SMALL_BYTES - 1, resp.SMALL_BYTES, 65_536, 1_000_000])
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_large_value_is_received_where_it_shall_lie(size, room):
+    target = bytearray(size + room)
+    replies = []
+    reader = ReplyReader(replies.append)
+    reader.expect(into=memoryview(target))
+    value = bytes(range(256)) * (size // 256 + 1)
+    feed(reader, wire(value[:size]), [100, 5, 70_000])
+    assert plain(replies[0]) == value[:size]
+    if size > resp.SMALL_BYTES:
+        assert target[:size] == value[:size]
+        assert replies[0].obj is target
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_replies_or_a_resp_error(data):
+    with contextlib.suppress(RespError):
+        read_all(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\n",
+        b"\r\n",
+        b"$x\r\n",
+        b"$1_0\r\n",
+        b"$-2\r\n",
+        b":1.5\r\n",
+        b": 1\r\n",
+        b":" + b"9" * 1000 + b"\r\n",
+        b"$3\r\nabcde\r\n",
+        b"*1\r\n" * (resp.MAX_DEPTH + 1),
+        b"*2000000000\r\n",
+        b"+" + b"x" * resp.SCRATCH_BYTES,
+    ],
+)
+def test_what_is_no_resp_is_refused(data):
+    with pytest.raises(RespError):
+        read_all(data)
+
+
+def test_a_value_that_is_announced_too_large_takes_no_memory():
+    tracemalloc.start()
+    try:
+        for announced in (b"$536870913\r\n", b"$99999999999999\r\n"):
+            with pytest.raises(OversizeError):
+                read_all(announced)
+        reader = ReplyReader(lambda reply: None)
+        reader.expect(max_bytes=1_000_000)
+        with pytest.raises(OversizeError):
+            feed(reader, b"$1100000\r\n")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_endless_reply_is_cut_off():
+    reader = ReplyReader(lambda reply: None)
+    reader.expect(max_bytes=100_000)
+    with pytest.raises(OversizeError):
+        feed(reader, b"*1000000\r\n" + b"$10\r\n0123456789\r\n" * 20_000)
+
+
+@given(st.lists(st.lists(BULKS, min_size=1, max_size=4), max_size=4))
+def test_commands_are_arrays_of_bulk_strings(commands):
+    sent = b"".join(resp.encode(commands))
+    assert [plain(reply) for reply in read_all(sent)] == commands
+
+
+@given(st.lists(BULKS, max_size=6))
+def test_pieces_are_one_argument_and_large_ones_are_not_copied(pieces):
+    views = [memoryview(piece) for piece in pieces]
+    buffers = resp.encode([(b"SET", b"key", views, b"PX")])
+    expected = [b"SET", b"key", b"".join(pieces), b"PX"]
+    assert [plain(reply) for reply in read_all(b"".join(buffers))] == [expected]
+    large = [view for view in views if view.nbytes > resp.SMALL_BYTES]
+    assert [buffer for buffer in buffers if isinstance(buffer, memoryview)] == large
+
+
+def test_the_first_error_is_raised_from_wherever_it_is():
+    resp.check([b"OK", None, [1, [b"x"]], 3])
+    error = ErrorReply("OOM no memory")
+    assert error.code == "OOM"
+    for replies in ([error, ErrorReply("EXECABORT")], [b"OK", [1, error]]):
+        with pytest.raises(ErrorReply, match="OOM no memory"):
+            resp.check(replies)
