@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,16 +19,23 @@ class GradientViews:
     place. Parameters of other dtypes or layouts are added when their gradient is complete.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._parameters = parameters
+    def __init__(self, model: nn.Module) -> None:
+        every = dict(model.named_parameters())
+        self._parameters = {name: p for name, p in every.items() if p.requires_grad}
+        self._frozen = {name: p for name, p in every.items() if not p.requires_grad}
         self._sums: dict[str, torch.Tensor] = {}
         self._seen: set[str] = set()
         self._sent: set[str] = set()
         self._ready: Callable[[str], None] | None = None
-        for name, parameter in parameters.items():
+        for name, parameter in self._parameters.items():
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda _, name=name: self._accumulated(name)
             )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the views' shapes, in the order of backward: the last layer first."""
+        names = reversed(self._parameters)
+        return {name: tuple(real(self._parameters[name].detach()).shape) for name in names}
 
     def begin(self, into: Views) -> None:
         """Collect into these views, which hold zeros, until ``end``."""
@@ -45,7 +52,17 @@ class GradientViews:
         loss_sum.backward()  # type: ignore[no-untyped-call]
 
     def end(self) -> frozenset[str]:
-        """Stop collecting and return the names of the parameters that got no gradient."""
+        """Stop collecting and return the names of the parameters that got no gradient.
+
+        Raises:
+            TaskError: a parameter was frozen when the model was made, and is no longer.
+        """
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise TaskError(
+                    f"parameter {name} was frozen in model() and now requires a gradient, but what "
+                    "is averaged is settled by then: freeze it by a learning rate of 0 instead"
+                )
         self._sums = {}
         self._ready = None
         for parameter in self._parameters.values():

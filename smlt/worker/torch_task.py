@@ -37,7 +37,7 @@ from smlt.worker.torch_hooks import (
 )
 from smlt.worker.torch_modes import autocast, evaluating, reproducible
 from smlt.worker.torch_state import TorchState, export_all
-from smlt.worker.torch_tensors import overwrite, real
+from smlt.worker.torch_tensors import create
 
 
 @dataclass(slots=True)
@@ -134,20 +134,16 @@ class TorchTask(Task):
         model = check_model(self.model())
         optimizer = check_optimizer(self.optimizer(model), model)
         scheduler = check_scheduler(self.scheduler(optimizer, total_steps))
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        buffers = BufferAverager(model)
-        # Buffers are final after the last forward, gradients come last layer first.
-        averaged = buffers.shapes() | {
-            name: tuple(real(trained[name].detach()).shape) for name in reversed(trained)
-        }
+        gradients, buffers = GradientViews(model), BufferAverager(model)
         self._training = _Training(
             model,
             optimizer,
             scheduler,
-            GradientViews(trained),
+            gradients,
             buffers,
             TorchState(model, optimizer, scheduler),
-            averaged,
+            # Buffers are final before backward begins.
+            averaged=buffers.shapes() | gradients.shapes(),
         )
 
     def averaged(self) -> dict[str, tuple[int, ...]]:
@@ -241,8 +237,9 @@ class TorchTask(Task):
         )
         if difference:
             raise TaskError(f"the weights do not fit model(): {difference}")
-        for name, tensor in mine.items():
-            overwrite(tensor, weights[name])
+        given = {name: create(tensor) for name, tensor in weights.items()}
+        # Not strict: a module's extra state is no tensor, and so not in the file.
+        self._run.model.load_state_dict(given, strict=False)
         self._run.buffers.remember()
 
     # --- within ----------------------------------------------------------------------------

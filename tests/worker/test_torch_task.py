@@ -198,6 +198,34 @@ def test_frozen_parameters_are_not_averaged(lockstep, regression, samples):
     assert not np.array_equal(run.weights()["2.weight"], before["2.weight"])
 
 
+def test_a_parameter_that_is_unfrozen_later_is_refused(lockstep, regression, samples):
+    class Unfreezing(regression):
+        def model(self):
+            model = super().model()
+            model[0].requires_grad_(False)
+            return model
+
+        def loss(self, model, batch):
+            model[0].requires_grad_(True)
+            return super().loss(model, batch)
+
+    with pytest.raises(TaskError, match=r"parameter 0\.weight was frozen in model\(\)"):
+        lockstep(Unfreezing, 1).step([samples])
+
+
+def test_a_parameter_that_is_frozen_later_stays(lockstep, regression, samples):
+    class Freezing(regression):
+        def loss(self, model, batch):
+            model[0].requires_grad_(False)
+            return super().loss(model, batch)
+
+    run = lockstep(Freezing, 2)
+    before = run.weights()
+    run.step([samples[:5], samples[5:]])
+    assert run.present == {"2.weight", "2.bias"}
+    assert np.array_equal(run.weights()["0.weight"], before["0.weight"])
+
+
 class Words(TorchTask):
     sparse = True
 
