@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --editable
 CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
 
 .DEFAULT_GOAL := all
@@ -43,16 +44,18 @@ clean:
 	rm -rf build dist *.egg-info smlt/_core/*.so .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.smlt-*
 
+# With the build's own needs in place, an editable install compiles once, and in place.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet setuptools cython numpy
 
 $(VENV)/.smlt-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(INSTALL) ".[dev]"
 	touch $@ $(VENV)/.smlt-demo
 
 # The extras of dev include the demo's: whoever has those does not install again.
 $(VENV)/.smlt-demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[torch,local,examples]"
+	$(INSTALL) ".[torch,local,examples]"
 	touch $@
 
 $(VENV)/.smlt-core: $(CORE) setup.py $(VENV)/.smlt-dev
