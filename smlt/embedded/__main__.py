@@ -38,6 +38,9 @@ def main() -> int:
         region=options.region,
         linger_s=options.linger,
     )
+    if sys.platform != "linux":
+        print("the embedded cloud runs on Linux only; give an AWS account instead", file=sys.stderr)
+        return 1
     # A Ctrl-C in the terminal is the client's: it decides what becomes of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -1,11 +1,10 @@
 """Control groups: the kernel holds memory and CPU share, and can kill a group as a whole."""
 
 import contextlib
-import os
 import signal
 from pathlib import Path
 
-from smlt.embedded.resource_group import ResourceGroup, read_counters
+from smlt.embedded.resource_group import ResourceGroup, read_counters, signal_all
 
 CPU_PERIOD_US = 20_000
 CPU_QUOTA_FLOOR_US = 1000
@@ -44,6 +43,9 @@ class Cgroup2:
 
     def pids(self) -> list[int]:
         return _pids(self._directory)
+
+    def freeze(self, frozen: bool) -> None:
+        _write_if_there(self._directory / "cgroup.freeze", str(int(frozen)))
 
     def kill(self) -> None:
         _kill(self._directory)
@@ -92,6 +94,10 @@ class Cgroup1:
 
     def pids(self) -> list[int]:
         return _pids(self._memory)
+
+    def freeze(self, frozen: bool) -> None:
+        # Version 1 would need a third hierarchy for this, which signals do as well.
+        signal_all(self.pids(), signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def kill(self) -> None:
         _kill(self._memory)
@@ -153,9 +159,7 @@ def _kill(directory: Path, rounds: int = 100) -> None:
         alive = [pid for pid in _pids(directory) if _is_running(pid)]
         if not alive:
             return
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        signal_all(alive, signal.SIGKILL)
 
 
 def _remove(directory: Path) -> bool:

@@ -84,7 +84,7 @@ class Environment:
         day = time.strftime("%Y/%m/%d", time.gmtime(host.now()))
         self.stream = host.logs.open_stream(function.name, f"{day}/[{function.version}]{self._id}")
         self._scratch = host.run_dir / "environments" / self._id
-        self._api = RuntimeApi(host.limits)
+        self._api = RuntimeApi(host.limits, self._freeze_if_idle)
         self._sandbox: Sandbox | None = None
         self._is_ready = False
         self._init_ms: float | None = None
@@ -154,11 +154,11 @@ class Environment:
         await asyncio.to_thread(rmtree, self._scratch, ignore_errors=True)
         self.stream.close()
 
-    def check_memory(self, *, precisely: bool) -> None:
+    def check_memory(self) -> None:
         """Kill the processes when they use more than the function's memory."""
         if self._sandbox is None or self.state not in ("starting", "busy"):
             return
-        if self._sandbox.meter.is_over(self.pid, precisely=precisely):
+        if self._sandbox.meter.is_over(self.pid):
             self._api.end_phase(Ending("memory"))
             self._sandbox.kill()
 
@@ -175,12 +175,13 @@ class Environment:
             return ending
         if self._init_ms is not None:
             self._sandbox.group.set_vcpus(vcpus(function.memory_mb))
-        self._sandbox.meter.peak_bytes = 0
-        self._sandbox.meter.measure(self.pid)
+        self._sandbox.meter.start_again(self.pid)
         left_s = function.timeout_s - (time.monotonic() - begun)
         phase = self._api.begin_phase()
         if self._sandbox.child.exited.done():
             return self._exit_ending(self._sandbox.child.exited.result())
+        # Thawed only now: time in the freezer is nobody's.
+        self._sandbox.group.freeze(False)
         deadline_ms = int((self._host.now() + left_s) * 1000)
         self._api.offer(invocation, arn=function.arn, deadline_ms=deadline_ms)
         return await self._end_of(phase, left_s)
@@ -259,8 +260,17 @@ class Environment:
         # The runtime client ends itself when an answer of its is refused for its size.
         if is_alive and ending.is_answer and ending.error_type != TOO_LARGE_RESPONSE:
             self.state, self.idle_since = "idle", time.monotonic()
+            self._freeze_if_idle()
         else:
             self.end()
+
+    def _freeze_if_idle(self) -> None:
+        """Stop the processes once the answer is out and the next event is asked for, as on Lambda.
+
+        What a handler leaves running (a thread, a child) goes on with the next invocation only.
+        """
+        if self.state == "idle" and self._api.is_polled and self._sandbox is not None:
+            self._sandbox.group.freeze(True)
 
     def _explain(self, ending: Ending, request_id: str) -> bytes:
         """The answer's body; writes the platform's own line about it into the log."""

@@ -1,7 +1,6 @@
 """All environments of the embedded cloud: who is warm, who is busy, who may start."""
 
 import asyncio
-import itertools
 import logging
 import os
 import time
@@ -19,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 CGROUP_POLL_S = 0.025
 PROC_POLL_S = 0.1
-POLLS_PER_PEAK = 8
-"""Every so many polls the exact figure is read even below the limit, for the reported maximum."""
 SWEEP_S = 1.0
 STARTS_PER_CPU = 4
 
@@ -180,9 +177,9 @@ class Fleet:
 
     async def _watch_memory(self) -> None:
         period = PROC_POLL_S if self._host.isolation.mode == "watchdog" else CGROUP_POLL_S
-        for number in itertools.count():
+        while True:
             for environment in list(self.environments):
-                environment.check_memory(precisely=number % POLLS_PER_PEAK == 0)
+                environment.check_memory()
             await asyncio.sleep(period)
 
     async def _sweep(self) -> None:

@@ -18,7 +18,13 @@ class MemoryMeter:
         self._group = group
         self._limit_bytes = limit_mb * MB
         self._has_tmpfs = has_tmpfs
+        self._highest_total = 0
         self.peak_bytes = 0
+
+    def start_again(self, pid: int | None) -> None:
+        """Forget the peak: another invocation begins."""
+        self._highest_total = self.peak_bytes = 0
+        self.measure(pid)
 
     def measure(self, pid: int | None) -> int:
         """Bytes in use now; pid is a process that sees the group's /tmp."""
@@ -27,10 +33,12 @@ class MemoryMeter:
         self.peak_bytes = max(self.peak_bytes, used)
         return used
 
-    def is_over(self, pid: int | None, *, precisely: bool) -> bool:
-        """Whether the limit is exceeded; unless precisely, the cheap total is asked first."""
-        if not precisely and self._group.total_bytes() <= self._limit_bytes:
+    def is_over(self, pid: int | None) -> bool:
+        """Whether the limit is exceeded. Asks a cheap total first, and more when that has grown."""
+        total = self._group.total_bytes()
+        if total <= min(self._highest_total, self._limit_bytes):
             return False
+        self._highest_total = max(self._highest_total, total)
         return self.measure(pid) > self._limit_bytes
 
     def _tmp_bytes(self, pid: int | None) -> int:

@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from smlt.embedded.resource_group import ResourceGroup, read_counters
+from smlt.embedded.resource_group import ResourceGroup, read_counters, signal_all
 
 
 class ProcessTree:
@@ -48,10 +48,11 @@ class ProcessTree:
                     pending += map(int, Path(task.path, "children").read_text().split())
         return found
 
+    def freeze(self, frozen: bool) -> None:
+        signal_all(self.pids(), signal.SIGSTOP if frozen else signal.SIGCONT)
+
     def kill(self) -> None:
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        signal_all(self.pids(), signal.SIGKILL)
         self._leader = 0
 
     def remove(self) -> bool:

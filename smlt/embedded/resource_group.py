@@ -4,6 +4,10 @@ Three kinds stand behind these protocols: control groups of version 2 and of ver
 process tree read from /proc for hosts that permit neither.
 """
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +36,9 @@ class ResourceGroup(Protocol):
 
     def pids(self) -> list[int]: ...
 
+    def freeze(self, frozen: bool) -> None:
+        """Stop every process of the group where it is, or let them go on."""
+
     def kill(self) -> None:
         """Kill every process of the group."""
 
@@ -51,6 +58,13 @@ class GroupTree(Protocol):
         """Control group directories that hold every group; for the janitor."""
 
     def create(self, name: str, hard_limit_bytes: int) -> ResourceGroup: ...
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes of which some may have ended, or belong to others by now."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def read_counters(path: Path) -> dict[str, int]:

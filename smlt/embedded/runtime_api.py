@@ -4,6 +4,7 @@ Each environment has a port of its own, for the runtime client takes no path pre
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,13 +30,15 @@ class Invocation:
 class RuntimeApi:
     """Serves one process's runtime client. The phase's ending is a future that others end too."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, on_poll: Callable[[], None]) -> None:
         self._limits = limits
+        self._on_poll = on_poll
         self._runner: web.AppRunner | None = None
         self._offered: asyncio.Future[web.Response] | None = None
         self._current: str | None = None
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.port = 0
+        self.is_polled = False
 
     async def __aenter__(self) -> Self:
         # Large enough that our own limit speaks first and in Lambda's words.
@@ -87,9 +90,12 @@ class RuntimeApi:
             self.end_phase(Ending("ready"))
         if self._offered is None:
             self._offered = asyncio.get_running_loop().create_future()
+        if not self._offered.done():
+            self.is_polled = True
+            self._on_poll()
         # Shielded: when this poll's client dies, the future must still be there for the offer.
         response = await asyncio.shield(self._offered)
-        self._offered = None
+        self._offered, self.is_polled = None, False
         return response
 
     async def _response(self, request: web.Request) -> web.Response:

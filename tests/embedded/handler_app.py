@@ -85,14 +85,30 @@ def do_child(event, context):
     return child.pid
 
 
+ticks = 0
+
+
+def do_tick_in_background(event, context):
+    def tick():
+        global ticks
+        while True:
+            ticks += 1
+            time.sleep(0.01)
+
+    threading.Thread(target=tick, daemon=True).start()
+
+
+def do_ticks(event, context):
+    time.sleep(event.get("s", 0))
+    return ticks
+
+
 def do_exit_later(event, context):
     threading.Timer(event["s"], os._exit, (5,)).start()
 
 
 def do_allocate(event, context):
-    block = bytearray(event["mb"] << 20)
-    for place in range(0, len(block), 4096):
-        block[place] = 1
+    block = b"x" * (event["mb"] << 20)
     if event.get("s"):
         time.sleep(event["s"])
     return len(block)

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
@@ -133,10 +135,24 @@ def test_environment_that_dies_between_invocations_is_replaced(client):
     assert second["result"]["pid"] != first
 
 
-def test_thread_that_ends_the_process_after_the_answer_is_noticed(client):
+def test_environment_is_frozen_between_invocations(client):
+    name = client.create(memory=1769)
+    client.invoke(name, {"do": "tick_in_background"})
+    [pid] = [one["pid"] for one in client.environments(name)]
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "the freeze")
+    before = client.invoke(name, {"do": "ticks"})["result"]
+    time.sleep(0.5)  # long enough for 50 ticks, if the thread could run
+    after = client.invoke(name, {"do": "ticks"})["result"]
+    assert after - before < 10
+    during = client.invoke(name, {"do": "ticks", "s": 0.5})["result"]
+    assert during - after > 20
+
+
+def test_thread_that_ends_the_process_late_fails_the_next_invocation(client):
     name = client.create()
     assert client.invoke(name, {"do": "exit_later", "s": 0.1})["error"] is None
-    wait_until(lambda: not client.environments(name), "the environment's end")
+    answer = client.invoke(name, {"do": "sleep", "s": 5})
+    assert answer["result"]["errorMessage"].endswith("exit status 5")
 
 
 def test_environment_has_the_variables_that_lambda_sets(client):

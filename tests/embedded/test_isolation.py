@@ -31,6 +31,12 @@ def test_watchdog_says_what_it_cannot_do():
     assert any("CPU share" in notice for notice in found.notices)
 
 
+def finish(process):
+    process.stdin.close()
+    process.stdout.close()
+    return process.wait(timeout=10)
+
+
 @pytest.mark.isolation
 @pytest.mark.parametrize(
     ("dropped", "namespace"),
@@ -39,16 +45,15 @@ def test_watchdog_says_what_it_cannot_do():
 def test_without_privileges_it_degrades_and_says_so(tmp_path, dropped, namespace):
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not installed")
-    process = subprocess.Popen(
-        ["setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}", sys.executable]
-        + ["-m", "smlt.embedded", "--run-dir", str(tmp_path / "run"), "--no-parameter-store"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [
+        *("setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}"),
+        *(sys.executable, "-m", "smlt.embedded"),
+        *("--run-dir", str(tmp_path / "run"), "--no-parameter-store"),
+    ]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     if not line:
+        finish(process)
         pytest.skip("privileges can be dropped by root only")
     ready = json.loads(line)
     assert ready["isolation"]["namespace"] == namespace
@@ -61,6 +66,4 @@ def test_without_privileges_it_degrades_and_says_so(tmp_path, dropped, namespace
     if namespace is None:
         assert any("named by TMPDIR" in notice for notice in ready["notices"])
     process.terminate()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        pipe.close()
-    assert process.wait(timeout=10) == 0
+    assert finish(process) == 0
