@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smlt.errors import StoreError
 from smlt.worker.local_cache import LocalCache
 
@@ -94,13 +97,13 @@ class StoredFile:
             )
         return data
 
-    def part(self, start: int, length: int) -> Path | None:
-        """Return the local file of a part that was kept, if it is still there."""
-        return self._cache.find(self._part_name(start, length))
+    def part(self, start: int, length: int) -> NDArray[np.uint8] | None:
+        """Return a part that was kept, if it is still there."""
+        return self._cache.read(self._part_name(start, length))
 
-    def keep(self, start: int, data: memoryview) -> Path:
+    def keep(self, start: int, data: memoryview) -> None:
         """Keep a part that was read; it may have to make room for later ones."""
-        return self._cache.add(self._part_name(start, len(data)), [data])
+        self._cache.add(self._part_name(start, len(data)), [data])
 
     def _part_name(self, start: int, length: int) -> str:
         return f"parts/{self.sha256}/{start}-{length}"

@@ -10,6 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smlt.errors import StoreError, StoreFullError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -27,20 +30,22 @@ class LocalCache:
         self.limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] | None = None
+        self._mapped: dict[str, NDArray[np.uint8]] = {}
 
     def find(self, name: str) -> Path | None:
         """Return the file of this name, if it is there."""
         with self._lock:
-            sizes = self._known()
-            if name not in sizes:
+            return self._use(name)
+
+    def read(self, name: str) -> NDArray[np.uint8] | None:
+        """Return the bytes of a file that is there, memory-mapped; they outlive its removal."""
+        with self._lock:
+            path = self._use(name)
+            if path is None:
                 return None
-            path = self.folder / name
-            if not path.exists():
-                # The folder is not ours alone: whoever tidied it up made us forget, too.
-                del sizes[name]
-                return None
-            sizes.move_to_end(name)
-            return path
+            if name not in self._mapped:
+                self._mapped[name] = np.memmap(path, np.uint8, "r").view(np.ndarray)
+            return self._mapped[name]
 
     def add(self, name: str, chunks: Iterable[bytes | memoryview]) -> Path:
         """Write a file, whole or not at all, and make room for it.
@@ -71,8 +76,21 @@ class LocalCache:
             excess = sum(sizes.values()) - self.limit_bytes
             while excess > 0 and len(sizes) > 1:
                 oldest, freed = sizes.popitem(last=False)
+                self._mapped.pop(oldest, None)
                 (self.folder / oldest).unlink(missing_ok=True)
                 excess -= freed
+
+    def _use(self, name: str) -> Path | None:
+        sizes = self._known()
+        if name not in sizes:
+            return None
+        path = self.folder / name
+        if name not in self._mapped and not path.exists():
+            # The folder is not ours alone: whoever tidied it up made us forget, too.
+            del sizes[name]
+            return None
+        sizes.move_to_end(name)
+        return path
 
     def _known(self) -> OrderedDict[str, int]:
         if self._sizes is None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,10 +108,11 @@ class RangeArray(NDArrayOperatorsMixin):
         return np.where(index < 0, index + len(self), index)
 
     def _row(self, row: int) -> NDArray[Any]:
-        """The row as an array of one row; read alone from its cached block."""
-        row = int(self._normalise(np.array([row]))[0])
-        block, within = divmod(row, self._block_rows)
-        return self._load(block, within, 1)
+        """A copy of the row, as an array of one row."""
+        if not -len(self) <= row < len(self):
+            self._normalise(np.array([row]))
+        block, within = divmod(row % len(self), self._block_rows)
+        return self._block(block)[within : within + 1].copy()
 
     def _take(self, index: NDArray[np.int64]) -> NDArray[Any]:
         values = np.empty((len(index), *self._row_shape), self.dtype)
@@ -127,24 +127,22 @@ class RangeArray(NDArrayOperatorsMixin):
         ):
             places = order[start:stop]
             within = index[places] - number * self._block_rows
-            values[places] = self._load(number, 0, self._rows_of(number))[within]
+            values[places] = self._block(number)[within]
         return values
 
-    def _load(self, block: int, first: int, rows: int) -> NDArray[Any]:
-        """Read rows of a block from its cached file."""
-        while True:
-            path = self._find(block) or self._fetch([block])
-            try:
-                flat = np.fromfile(
-                    path, self.dtype, rows * self._row_items, offset=first * self._row_bytes
-                )
-            except FileNotFoundError:
-                continue  # another thread needed the room just now
-            return flat.reshape(rows, *self._row_shape)
+    def _block(self, block: int) -> NDArray[Any]:
+        """The rows of a block, from the cache or else from the store."""
+        start, length = self._span(block)
+        data = self._file.part(start, length)
+        if data is None:
+            data = self._fetch([block])
+        return data.view(self.dtype).reshape(-1, *self._row_shape)
 
     def _bring(self, blocks: Sequence[int]) -> None:
         """Fetch the blocks that are not in the cache, several requests at once."""
-        runs = self._runs([block for block in blocks if self._find(block) is None])
+        runs = self._runs(
+            [block for block in blocks if self._file.part(*self._span(block)) is None]
+        )
         if len(runs) < 2:
             for run in runs:
                 self._fetch(run)
@@ -163,23 +161,18 @@ class RangeArray(NDArrayOperatorsMixin):
                 runs.append([block])
         return runs
 
-    def _fetch(self, run: Sequence[int]) -> Path:
-        """Fetch neighbouring blocks, keep each, and return the file of the last."""
+    def _fetch(self, run: Sequence[int]) -> NDArray[np.uint8]:
+        """Fetch neighbouring blocks, keep each, and return their bytes."""
         first, _ = self._span(run[0])
         last, length = self._span(run[-1])
-        data = memoryview(self._file.read(first, last + length - first))
+        data = self._file.read(first, last + length - first)
         for block in run:
             start, length = self._span(block)
-            path = self._file.keep(start, data[start - first :][:length])
-        return path
-
-    def _find(self, block: int) -> Path | None:
-        return self._file.part(*self._span(block))
+            self._file.keep(start, memoryview(data)[start - first :][:length])
+        return np.frombuffer(data, np.uint8)
 
     def _span(self, block: int) -> tuple[int, int]:
         """Where the block lies in the file, and its length in bytes."""
+        rows = min(self._block_rows, len(self) - block * self._block_rows)
         start = self._offset + block * self._block_rows * self._row_bytes
-        return start, self._rows_of(block) * self._row_bytes
-
-    def _rows_of(self, block: int) -> int:
-        return min(self._block_rows, len(self) - block * self._block_rows)
+        return start, rows * self._row_bytes
