@@ -47,7 +47,7 @@ clean:
 # With the build's own needs in place, an editable install compiles once, and in place.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet setuptools cython numpy
+	$(BIN)/python -m pip install --quiet --upgrade setuptools cython numpy
 
 $(VENV)/.smlt-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) ".[dev]"
