@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +31,7 @@ class InlineCloud:
     def __init__(self, code_root: Path) -> None:
         self._code_root = code_root
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._events: list[LogEvent] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="smlt-inline-")
 
     async def __aenter__(self) -> Self:
@@ -60,12 +63,27 @@ class InlineCloud:
         )
         task = asyncio.create_task(invocation.run())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._on_end, request_id, time.time()))
         return request_id
 
     async def log_events(self, name: str, since_ms: int) -> list[LogEvent]:
-        """Return nothing: what the task prints goes where this process prints."""
-        return []
+        """Return how invocations ended; what the task prints goes where this process prints."""
+        return [event for event in self._events if event.timestamp_ms >= since_ms]
+
+    def _on_end(self, request_id: str, began: float, task: asyncio.Task[Any]) -> None:
+        """Write what Lambda would write into the log."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        report = (
+            f"REPORT RequestId: {request_id}\tBilled Duration: {(time.time() - began) * 1000:.0f} ms"
+            "\tMemory Size: 0 MB\tMax Memory Used: 0 MB"
+        )
+        lines = [f"START RequestId: {request_id} Version: 1"]
+        if error is not None:
+            lines += traceback.format_exception(error)
+            report += f"\tStatus: error\tError Type: {type(error).__name__}"
+        now = int(time.time() * 1000)
+        self._events += [LogEvent(request_id, now, line) for line in [*lines, report]]
 
 
 async def _on_this_thread(work: Callable[..., Any], *args: Any) -> Any:

@@ -16,7 +16,6 @@ from smlt.messages import RankState, StepRecord, WorkerReport
 # Rates are taken over this long; after this long without a step, what is waited for is named.
 _RATE_S = 5.0
 _STALL_S = 3.0
-_FRAME_LIMIT = 16 << 20
 
 
 class ProgressFeed:
@@ -43,7 +42,7 @@ class ProgressFeed:
 
     def take(self, fields: Mapping[str, bytes]) -> None:
         """Take in one entry of the reports stream."""
-        unpacked = msgpack.unpackb(fields["report"], max_buffer_size=_FRAME_LIMIT)
+        unpacked = msgpack.unpackb(fields["report"])
         report = WorkerReport.from_dict(unpacked)
         if report.kind == "steps":
             for record in report.steps:

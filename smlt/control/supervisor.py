@@ -328,6 +328,8 @@ def _how_it_died(invocation: Invocation) -> str:
             f"try --memory-mb {_next_size(invocation.memory_mb)}"
         )
     words = invocation.error_type or "it ended without saying why"
+    if invocation.last_line:
+        words += f", after {invocation.last_line!r}"
     return f"rank {invocation.rank} was killed: {words}"
 
 

@@ -39,7 +39,7 @@ class Roster:
 
     @classmethod
     def unpack(cls, data: bytes) -> Roster:
-        return cls(tuple(msgpack.unpackb(data, max_buffer_size=1 << 20)["ranks"]))
+        return cls(tuple(msgpack.unpackb(data)["ranks"]))
 
 
 class Generation:
