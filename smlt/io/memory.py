@@ -15,9 +15,9 @@ from typing import Self
 
 import xxhash
 
-from smlt.errors import NotFoundError, PreconditionError, StoreLostError
+from smlt.errors import FrameError, NotFoundError, PreconditionError, StoreLostError
 from smlt.io.object_store import Bytes, ObjectInfo, check_key, pieces
-from smlt.io.parameter_store import Buffer, Notice
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
 
 Clock = Callable[[], float]
 
@@ -37,7 +37,8 @@ class _Contents:
     objects: dict[str, bytes] = field(default_factory=dict)
     values: dict[str, tuple[bytes, float]] = field(default_factory=dict)
     streams: dict[str, _Stream] = field(default_factory=dict)
-    waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    waiting: dict[asyncio.Future[None], None] = field(default_factory=dict)
+    """In the order in which they are woken: simulated runs must not depend on addresses."""
     ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
 
@@ -184,11 +185,19 @@ class MemoryParameterStore:
             self._set(key, b"".join(pieces(frame)), ttl_s)
             self._append(stream, fields, ttl_s, maxlen)
 
-    async def get(self, key: str, *, into: memoryview | None = None) -> memoryview | None:
+    async def get(
+        self,
+        key: str,
+        *,
+        into: memoryview | None = None,
+        max_bytes: int = MAX_FRAME_BYTES,
+    ) -> memoryview | None:
         with self._contents.lock:
             value = self._value(key)
         if value is None:
             return None
+        if len(value) > max_bytes:
+            raise FrameError(f"{key} in {self.url} has {len(value)} bytes, not {max_bytes}")
         if into is None or into.nbytes < len(value):
             return memoryview(value)
         view = into.cast("B")[: len(value)]
@@ -234,11 +243,11 @@ class MemoryParameterStore:
                         if found or wait_s <= 0:
                             return found
                         news = asyncio.get_running_loop().create_future()
-                        contents.waiting.add(news)
+                        contents.waiting[news] = None
                     try:
                         await news
                     finally:
-                        contents.waiting.discard(news)
+                        contents.waiting.pop(news, None)
         return []
 
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:

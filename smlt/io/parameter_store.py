@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 Buffer = bytes | bytearray | memoryview
+MAX_FRAME_BYTES = 512 << 20
+"""The largest value that Redis and Valkey store unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,20 @@ class ParameterStore(Protocol):
         """
         ...
 
-    async def get(self, key: str, *, into: memoryview | None = None) -> memoryview | None:
+    async def get(
+        self,
+        key: str,
+        *,
+        into: memoryview | None = None,
+        max_bytes: int = MAX_FRAME_BYTES,
+    ) -> memoryview | None:
         """Return a frame, or None where the key does not exist; the view is read-only.
 
         It lies in ``into`` (writable, contiguous bytes) if that is given and large enough, which
         saves the page faults of fresh memory; else in memory of its own.
+
+        Raises:
+            FrameError: the frame is larger than ``max_bytes``; nothing of it was received.
         """
         ...
 

@@ -10,7 +10,8 @@ from typing import Union
 
 import numpy as np
 
-Buffer = bytes | bytearray | memoryview
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer
+
 Argument = bytes | Sequence[memoryview]
 """An argument of a command; a sequence of views is one argument that is sent piece by piece."""
 Command = Sequence[Argument]
@@ -19,8 +20,6 @@ Reply = Union[bytes, memoryview, int, None, "ErrorReply", list["Reply"]]
 SCRATCH_BYTES = 64 << 10
 SMALL_BYTES = 16 << 10
 """Bulk strings up to this size come as bytes; larger ones are received in place, as a view."""
-MAX_BULK_BYTES = 512 << 20
-"""The largest value that Redis and Valkey store unless told otherwise."""
 MAX_DEPTH = 8
 MAX_ELEMENTS = 1 << 20
 
@@ -89,9 +88,9 @@ class ReplyReader:
         self._bulk: memoryview | None = None
         self._filled = 0
         self._into: memoryview | None = None
-        self._allowed = MAX_BULK_BYTES
+        self._allowed = MAX_FRAME_BYTES
 
-    def expect(self, *, into: memoryview | None = None, max_bytes: int = MAX_BULK_BYTES) -> None:
+    def expect(self, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES) -> None:
         """Place the next large value in ``into`` if it fits, and accept ``max_bytes`` in all."""
         self._into = into
         self._allowed = max_bytes + SCRATCH_BYTES

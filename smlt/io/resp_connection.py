@@ -12,9 +12,8 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer
 from smlt.io.resp import (
-    MAX_BULK_BYTES,
-    Buffer,
     Command,
     Reply,
     ReplyReader,
@@ -28,6 +27,7 @@ BUFFERS_PER_CALL = 512
 """Below IOV_MAX, which is 1024 on Linux and macOS."""
 READS_PER_WAKE = 8
 TLS_CHUNK_BYTES = 256 << 10
+UNIX_SEND_BYTES = 1 << 20
 
 
 class _Link(Protocol):
@@ -55,13 +55,18 @@ class Connection:
     def usable(self) -> bool:
         return self._failure is None
 
+    @property
+    def waits(self) -> bool:
+        """Whether replies are still to come."""
+        return self._wanted > 0 and self.usable
+
     async def exchange(
         self,
         commands: Sequence[Command],
         *,
         silence_s: float,
         into: memoryview | None = None,
-        max_bytes: int = MAX_BULK_BYTES,
+        max_bytes: int = MAX_FRAME_BYTES,
     ) -> list[Reply]:
         """Send the commands and return their replies, errors among them as ``ErrorReply``.
 
@@ -156,7 +161,7 @@ class _SocketLink:
                     raise ConnectionResetError("the server closed the connection")
                 connection.progress()
                 connection.reader.buffer_updated(received)
-                if not connection.usable:
+                if not connection.waits:
                     return
         except BlockingIOError:
             return
@@ -165,21 +170,21 @@ class _SocketLink:
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         unsent = [memoryview(buffer) for buffer in buffers]
-        while unsent:
-            try:
-                sent = self._socket.sendmsg(unsent[:BUFFERS_PER_CALL])
-            except BlockingIOError:
-                await self._writable()
-                continue
-            self._connection.progress()
-            unsent = _after(unsent, sent)
-
-    async def _writable(self) -> None:
-        self._loop.add_writer(self._socket, self._connection.wake)
+        watched = False
         try:
-            await self._connection.wait()
+            while unsent:
+                try:
+                    sent = self._socket.sendmsg(unsent[:BUFFERS_PER_CALL])
+                except BlockingIOError:
+                    if not watched:
+                        self._loop.add_writer(self._socket, self._connection.wake)
+                        watched = True
+                    await self._connection.wait()
+                    continue
+                self._connection.progress()
+                unsent = _after(unsent, sent)
         finally:
-            if self._connection.usable:
+            if watched and self._connection.usable:
                 self._loop.remove_writer(self._socket)
 
     def close(self) -> None:
@@ -276,7 +281,10 @@ async def _link(connection: Connection, address: ServerAddress) -> None:
 
 
 async def _unix_socket(path: str) -> socket.socket:
-    return await _connected(socket.AF_UNIX, path)
+    sock = await _connected(socket.AF_UNIX, path)
+    # TCP tunes its buffers by itself; a unix socket's default wakes the sender every 200 KB.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
+    return sock
 
 
 async def _tcp_socket(address: ServerAddress) -> socket.socket:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from smlt.errors import (
     ConfigError,
@@ -64,6 +64,17 @@ class ServerPatience:
                     ) from exc
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def checked(self, read: Callable[[Any], T], reply: Any) -> T:
+        """Return what ``read`` makes of a reply.
+
+        Raises:
+            StoreError: it is none that the command can have.
+        """
+        try:
+            return read(reply)
+        except RespError as exc:
+            raise self._translated(exc) from exc
 
     def _translated(self, exc: Exception) -> Exception:
         server = f"the parameter store {self._server}"

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 from smlt.errors import StoreLostError
 from smlt.io.connection_pool import ConnectionPool
 from smlt.io.object_store import pieces
-from smlt.io.parameter_store import Buffer, Notice
-from smlt.io.resp import MAX_BULK_BYTES, Command, ErrorReply, Reply, check
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.resp import Command, Reply, RespError, check
 from smlt.io.resp_connection import Connection, connect
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_errors import ServerPatience
@@ -84,11 +84,12 @@ class ValkeyStore:
                 (b"EXEC",),
             ],
         )
-        if _results(replies)[0] is None:
+        if self._patience.checked(_marker, replies) is None:
+            # What was written has no reader, and expires.
             raise self._lost(guard)
 
     async def get(
-        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_BULK_BYTES
+        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
     ) -> memoryview | None:
         command = (b"GET", key.encode())
         [reply] = await self._exchange(self._data, [command], into=into, max_bytes=max_bytes)
@@ -143,7 +144,7 @@ class ValkeyStore:
             command = (b"XREAD", b"COUNT", b"%d" % limit, *block, b"STREAMS", *names, *ids)
             [reply] = await self._exchange(self._readers, [command])
             if reply is not None or loop.time() >= end:
-                return _notices(reply)
+                return self._patience.checked(_notices, reply)
 
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
         await self._command(lambda: self._control.set(key, value, _ms(ttl_s)))
@@ -172,7 +173,7 @@ class ValkeyStore:
         commands: Sequence[Command],
         *,
         into: memoryview | None = None,
-        max_bytes: int = MAX_BULK_BYTES,
+        max_bytes: int = MAX_FRAME_BYTES,
     ) -> list[Reply]:
         async def attempt() -> list[Reply]:
             async with pool.connection() as connection:
@@ -212,19 +213,22 @@ def _flat(fields: Mapping[str, bytes]) -> list[bytes]:
     return [item for name, value in fields.items() for item in (name.encode(), bytes(value))]
 
 
-def _results(replies: Sequence[Reply]) -> list[Reply]:
-    """What the commands of a transaction returned: the reply to its EXEC."""
+def _marker(replies: Sequence[Reply]) -> Reply:
+    """What the transaction's first command returned: the guard."""
     results = replies[-1]
-    if not isinstance(results, list):
-        raise ErrorReply("EXECABORT the transaction was not executed")
-    return results
+    if not isinstance(results, list) or not results:
+        raise RespError(f"EXEC was answered with {results!r:.50}")
+    return results[0]
 
 
 def _notices(reply: Any) -> list[Notice]:
     notices = []
-    for stream, entries in reply or ():
-        for entry, flat in entries:
-            names = [bytes(name).decode() for name in flat[::2]]
-            fields = dict(zip(names, map(bytes, flat[1::2]), strict=True))
-            notices.append(Notice(bytes(stream).decode(), bytes(entry).decode(), fields))
+    try:
+        for stream, entries in reply or ():
+            for entry, flat in entries:
+                names = [bytes(name).decode() for name in flat[::2]]
+                fields = dict(zip(names, map(bytes, flat[1::2]), strict=True))
+                notices.append(Notice(bytes(stream).decode(), bytes(entry).decode(), fields))
+    except (TypeError, ValueError) as exc:
+        raise RespError(f"XREAD was answered with {reply!r:.50}") from exc
     return notices

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from servers import eventually
 
-from smlt.errors import StoreLostError
+from smlt.errors import FrameError, StoreLostError
 
 FOREVER = 600.0
 
@@ -73,6 +73,17 @@ class ParameterStoreContract:
                 assert await store.get(f"{name}k", into=memoryview(small)) == data
                 assert await store.get(f"{name}none", into=memoryview(buffer)) is None
                 assert await store.get(f"{name}k") == data
+
+        asyncio.run(scenario())
+
+    def test_a_frame_larger_than_expected_is_refused(self, opened, name):
+        async def scenario():
+            async with opened() as store:
+                await mark(store, name)
+                await put(store, name, data=[bytes(300_000)])
+                with pytest.raises(FrameError, match="300000 bytes"):
+                    await store.get(f"{name}k", max_bytes=200_000)
+                assert await store.get(f"{name}k", max_bytes=300_000) == bytes(300_000)
 
         asyncio.run(scenario())
 

@@ -15,7 +15,6 @@ from servers import Proxy, ValkeyServer, eventually
 
 from smlt.errors import (
     ConfigError,
-    FrameError,
     StoreFullError,
     StoreLostError,
     StoreUnreachableError,
@@ -87,18 +86,6 @@ def test_databases_are_apart(shared_server, name):
     asyncio.run(scenario())
 
 
-def test_a_frame_larger_than_expected_is_refused(shared_server, name):
-    async def scenario():
-        async with connect(shared_server.url) as store:
-            await mark(store, name)
-            await put(store, name, data=[bytes(300_000)])
-            with pytest.raises(FrameError, match="300000 bytes"):
-                await store.get(f"{name}k", max_bytes=200_000)
-            assert await store.get(f"{name}k", max_bytes=300_000) == bytes(300_000)
-
-    asyncio.run(scenario())
-
-
 def test_close_leaves_no_connection(server):
     async def scenario():
         store = connect(server.url)
@@ -135,8 +122,8 @@ def test_a_server_that_dies_during_a_wait_is_unreachable_in_time(server, how):
                 server.signal(signal.SIGSTOP)
             sentence = await within_limit(waiting)
             assert f"the parameter store {server.url} cannot be reached within 1 s" in sentence
-            for call in (put(store, "x:"), store.values(["a"])):
-                await within_limit(call)
+            calls = (put(store, "x:"), store.values(["a"]))
+            await asyncio.gather(*map(within_limit, calls))
 
     asyncio.run(scenario())
 
