@@ -210,11 +210,12 @@ typedef struct {
     const uint8_t *in[GROUP];
     float narrow[GROUP];
     double wide[GROUP];
-    int k, skipped;
+    int k, has_zero; /* has_zero: in this group or an earlier one of the chunk */
 } stream_group;
 
-/* Dropping a stream keeps the order of the others; a tree of more than two leaves has a shape,
- * so there a zero chunk stands in. */
+/* All but the first chunk of zeros may be dropped: one +0.0 among the terms makes a sum of -0.0
+ * positive, and more change nothing. A tree of more than two leaves has a shape, so there all
+ * zeros stand in. */
 static void drop_zeros(const frame_reduction *job, stream_group *group, const uint8_t *const *in,
                        size_t first, int k) {
     int present = 0;
@@ -222,13 +223,13 @@ static void drop_zeros(const frame_reduction *job, stream_group *group, const ui
     const int drop = job->skip_zeros && (job->order != TREE || present <= 2);
     group->k = 0;
     for (int i = 0; i < k; i++) {
-        if (!in[i] && drop) continue;
+        if (!in[i] && drop && group->has_zero) continue;
+        if (!in[i]) group->has_zero = 1;
         group->in[group->k] = in[i] ? in[i] : zero_chunk;
         group->narrow[group->k] = job->weights.narrow ? job->weights.narrow[first + (size_t)i] : 0;
         group->wide[group->k] = job->weights.wide ? job->weights.wide[first + (size_t)i] : 0;
         group->k++;
     }
-    group->skipped |= group->k < k;
 }
 
 static int open_group(const frame_reduction *job, stream_group *group, size_t first, int k, size_t c,
@@ -258,7 +259,7 @@ static int reduce_frames_chunk(const frame_reduction *job, block_sum *sum, uint8
                                frame_fault *fault) {
     const size_t bytes = chunk_bytes(job->parts[0].bytes, c), item = job->dtype == FP32 ? 4 : 2;
     float *dst = job->out + c * (CHUNK / item);
-    stream_group group = {.skipped = 0};
+    stream_group group = {.has_zero = 0};
     begin_block(sum, bytes / item);
     for (size_t g = 0; g < job->streams; g += GROUP) {
         const int last = job->streams - g <= GROUP;
@@ -267,9 +268,6 @@ static int reduce_frames_chunk(const frame_reduction *job, block_sum *sum, uint8
                                         job->weights.wide ? group.wide : NULL};
         add_group(sum, last ? dst : NULL, group.in, weights, group.k, job->scale);
     }
-    /* Skipped zeros were +0.0: they make a sum of -0.0 positive and change nothing else. */
-    if (group.skipped)
-        for (size_t j = 0; j < sum->n; j++) dst[j] += 0.0f;
     return 1;
 }
 

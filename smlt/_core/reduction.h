@@ -72,7 +72,8 @@ static void begin_block(block_sum *sum, size_t n) {
 
 static void add_double(block_sum *sum, const uint8_t *const *in, const double *weights, int k) {
     const unaligned_float *wide[GROUP];
-    if (sum->groups == 0) memset(sum->wide, 0, sum->n * 8);
+    if (sum->groups == 0) /* -0.0 + x is x, for every x */
+        for (size_t j = 0; j < sum->n; j++) sum->wide[j] = -0.0;
     for (int i = 0; i < k; i++) {
         float *room = sum->narrow + (size_t)i * sum->stride;
         if (sum->dtype != FP32) lanes->widen(room, in[i], sum->n, sum->dtype);

@@ -654,9 +654,9 @@ class StreamReducer:
         inputs = self._inputs(indices)
         if self._order == DOUBLE:
             if self._wide is None:
-                self._wide = np.zeros(self._count, np.float64)
-            elif self._next == 0:
-                self._wide.fill(0.0)
+                self._wide = np.empty(self._count, np.float64)
+            if self._next == 0:
+                self._wide.fill(-0.0)  # the number that changes no other, not even -0.0
             _add_group(None, None, self._wide, inputs, DOUBLE, None, self._threads)
         else:
             if 0 not in self._partials:

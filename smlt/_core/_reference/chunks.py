@@ -24,18 +24,16 @@ def encode(chunk: Bytes, word: int) -> tuple[int, bytes | Bytes]:
     """Return the smallest form that saves an eighth, else the chunk itself."""
     if not chunk.any():
         return ZERO, b""
-    limit = chunk.size - chunk.size // 8
+    forms: list[tuple[int, bytes]] = []
     if chunk.size % word == 0:
-        bitmap = encode_bitmap(chunk.view(f"<u{word}"))
-        if len(bitmap) < limit:
-            return BITMAP, bitmap
+        forms.append((BITMAP, encode_bitmap(chunk.view(f"<u{word}"))))
     # Whatever LZ4 cannot do to the first 4 KB it will hardly do to the rest.
     head = chunk[:4096].tobytes()
     if len(lz4.block.compress(head, store_size=False)) < len(head) - len(head) // 8:
-        compressed = lz4.block.compress(chunk.tobytes(), store_size=False)
-        if len(compressed) < limit:
-            return LZ4, compressed
-    return RAW, chunk
+        forms.append((LZ4, lz4.block.compress(chunk.tobytes(), store_size=False)))
+    mode, stored = min(forms, key=lambda form: len(form[1]), default=(RAW, b""))
+    worthwhile = forms and len(stored) < chunk.size - chunk.size // 8
+    return (mode, stored) if worthwhile else (RAW, chunk)
 
 
 def encode_bitmap(words: NDArray[np.unsignedinteger]) -> bytes:

@@ -165,7 +165,7 @@ def _scaled_sum(
             terms = [term.astype(np.float64) for term in terms]
             if factors is not None:
                 terms = [w * term for w, term in zip(factors, terms, strict=True)]
-            wide = 0.0 + _fold(terms)
+            wide = _fold(terms)
             result: Float32 = (wide * (1.0 if scale is None else scale)).astype(np.float32)
             return result
         if factors is not None:
