@@ -35,6 +35,9 @@ class ServerPatience:
     def __init__(self, server: str, time_limit_s: float) -> None:
         self._server = server
         self._time_limit_s = time_limit_s
+        # Half the limit, so that a connection that died without a word leaves time for another.
+        self.silence_s = time_limit_s / 2
+        """How long one attempt may wait for the server to say anything."""
 
     async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what the attempt returns, at last.
@@ -47,15 +50,15 @@ class ServerPatience:
         since: float | None = None
         pause_s = FIRST_PAUSE_S
         while True:
-            began = loop.time()
             try:
                 return await attempt()
             except (OSError, ErrorReply, RespError) as exc:
                 if not _passes(exc):
                     raise self._translated(exc) from exc
                 if since is None:
-                    # Silence has lasted since the attempt began; anything else begins now.
-                    since = began if isinstance(exc, TimeoutError) else loop.time()
+                    since = loop.time()
+                    if isinstance(exc, TimeoutError):
+                        since -= self.silence_s
                 left_s = since + self._time_limit_s - loop.time()
                 if left_s <= 0:
                     raise StoreUnreachableError(

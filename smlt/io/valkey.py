@@ -36,8 +36,7 @@ class ValkeyStore:
     ) -> None:
         self._address = address
         self._patience = ServerPatience(address.masked, time_limit_s)
-        # Half the limit, so that a connection that died without a word leaves time for another.
-        self._silence_s = time_limit_s / 2
+        self._silence_s = self._patience.silence_s
         self._data = ConnectionPool(self._connect, connections)
         # Blocking reads have connections of their own, or they would keep shards waiting.
         self._readers = ConnectionPool(self._connect, READERS)

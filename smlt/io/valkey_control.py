@@ -29,7 +29,7 @@ return ARGV[1]
 
 
 class ControlClient:
-    """Raises ConnectionError where the connection failed, ErrorReply where the server refused.
+    """Raises ConnectionError or TimeoutError without a server, ErrorReply where it refuses.
 
     It never repeats anything by itself: who calls it knows how long to insist.
     """
@@ -122,7 +122,9 @@ async def _translated(call: Awaitable[Any]) -> Any:
         raise ErrorReply(f"READONLY {exc}") from exc
     except exceptions.NoPermissionError as exc:
         raise ErrorReply(f"NOPERM {exc}") from exc
-    except (exceptions.ConnectionError, exceptions.TimeoutError) as exc:
+    except exceptions.TimeoutError as exc:
+        raise TimeoutError(str(exc)) from exc
+    except exceptions.ConnectionError as exc:
         raise ConnectionError(str(exc)) from exc
     except exceptions.RedisError as exc:
         raise ErrorReply(str(exc)) from exc
