@@ -1,5 +1,7 @@
 import runpy
+import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 from smlt.worker.data_iterator import Data
 from smlt.worker.minibatch_buffer import MinibatchBuffer
-from smlt.worker.sample_order import SampleOrder, evaluation_batches
+from smlt.worker.sample_order import SampleOrder, evaluation_batches, virtual_block
 from smlt.worker.seeding import derive_seed
 from smlt.worker.task_loader import load_task
 
@@ -37,32 +39,41 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def train(target, data, epochs):
-    """One rank with all virtual workers, averaging with itself."""
-    task = load_task(target, {}, ROOT)
-    train_split, test_split = task.dataset(data, "train"), task.dataset(data, "test")
+def train(target, data, epochs, *, steps=None, ranks=1):
+    """Ranks in lockstep, their sums added by NumPy; returns the first one and its accuracy."""
+    tasks = [load_task(target, {}, ROOT) for _ in range(ranks)]
+    train_split, test_split = tasks[0].dataset(data, "train"), tasks[0].dataset(data, "test")
     order = SampleOrder(len(train_split), 64, len(VIRTUAL), seed=0)
-    task.initialize(0, epochs * order.steps_per_epoch)
-    views = {name: np.zeros(shape, np.float32) for name, shape in task.averaged().items()}
-    batches = (
-        order.batch(epoch, index, VIRTUAL)
-        for epoch in range(epochs)
-        for index in range(order.steps_per_epoch)
-    )
-    with MinibatchBuffer(train_split, batches) as buffer:
-        for step, samples in enumerate(buffer):
-            task.seed_generators(derive_seed(0, step))
-            for view in views.values():
-                view[...] = 0
-            contribution = task.gradients(samples, views, lambda name: None)
-            for view in views.values():
-                view /= len(samples)
-            task.apply(views, frozenset(views) - contribution.absent)
+    steps = steps or epochs * order.steps_per_epoch
+    with ExitStack() as buffers:
+        feeds = []
+        for rank, task in enumerate(tasks):
+            task.initialize(0, steps)
+            block = virtual_block(rank, ranks, len(VIRTUAL))
+            batches = [
+                order.batch(*divmod(step, order.steps_per_epoch), block) for step in range(steps)
+            ]
+            feeds.append(buffers.enter_context(MinibatchBuffer(train_split, batches)))
+        for step, shares in enumerate(zip(*feeds, strict=True)):
+            take_step(tasks, shares, step)
     metrics = [
-        task.measure([test_split[row] for row in rows])["accuracy"]
+        tasks[0].measure([test_split[row] for row in rows])["accuracy"]
         for rows in evaluation_batches(len(test_split), 250, len(VIRTUAL), VIRTUAL)
     ]
-    return sum(m.total for m in metrics) / sum(m.weight for m in metrics)
+    return tasks[0], sum(m.total for m in metrics) / sum(m.weight for m in metrics)
+
+
+def take_step(tasks, shares, step):
+    sums = []
+    for task, share in zip(tasks, shares, strict=True):
+        views = {name: np.zeros(shape, np.float32) for name, shape in task.averaged().items()}
+        task.seed_generators(derive_seed(0, step))
+        task.gradients(share, views, lambda name: None)
+        sums.append(views)
+    samples = sum(map(len, shares))
+    for task in tasks:
+        mean = {name: sum(views[name] for views in sums) / samples for name in sums[0]}
+        task.apply(mean, frozenset(mean))
 
 
 def test_prepare_splits_evenly_and_writes_once(prepare, data, capsys):
@@ -86,16 +97,24 @@ def test_prepare_says_where_the_images_come_from(prepare, monkeypatch, tmp_path)
 
 
 def test_the_network_learns(data, one_thread):
-    assert train("examples/mnist/train.py:Mnist", data, epochs=6) >= 0.97
+    _, accuracy = train("examples/mnist/train.py:Mnist", data, epochs=6)
+    assert accuracy >= 0.97
+
+
+def test_the_network_learns_the_same_on_any_number_of_workers(data, one_thread):
+    target = "examples/mnist/train.py:Mnist"
+    weights = [train(target, data, 1, steps=20, ranks=n)[0].weights() for n in (1, 2, 4, 8)]
+    for others in weights[1:]:
+        for name, tensor in weights[0].items():
+            np.testing.assert_allclose(others[name].numpy(), tensor.numpy(), rtol=0, atol=2e-6)
 
 
 def test_the_regression_learns_without_torch(data):
-    assert train("examples/mnist/softmax.py:Softmax", data, epochs=6) >= 0.89
+    _, accuracy = train("examples/mnist/softmax.py:Softmax", data, epochs=6)
+    assert accuracy >= 0.89
 
 
 def test_the_neutral_example_imports_no_torch():
-    import subprocess
-
     code = (
         "import sys; from pathlib import Path; from smlt.worker.task_loader import load_task; "
         "load_task('examples/mnist/softmax.py:Softmax', {}, Path('.')); "
