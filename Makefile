@@ -51,13 +51,15 @@ $(BIN)/python:
 
 $(VENV)/.smlt-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) ".[dev]"
-	touch $@ $(VENV)/.smlt-demo
+	touch $@ $(VENV)/.smlt-demo $(VENV)/.smlt-core
 
 # The extras of dev include the demo's: whoever has those does not install again.
 $(VENV)/.smlt-demo: pyproject.toml | $(BIN)/python
 	$(INSTALL) ".[torch,local,examples]"
 	touch $@
 
+# An install has compiled the core, so there is nothing to do unless a source is newer than that.
 $(VENV)/.smlt-core: $(CORE) setup.py $(VENV)/.smlt-dev
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	test -z "$$(find $(CORE) setup.py -newer $@ 2>&1)" || \
+		$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
