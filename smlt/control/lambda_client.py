@@ -99,12 +99,16 @@ class LambdaClient:
                 Environment={"Variables": dict(environment)},
             )
             await self._until_ready(name)
-            # A retry by the service would be a second worker under the first one's name.
-            await self._functions.put_function_event_invoke_config(
-                FunctionName=name, MaximumRetryAttempts=0, MaximumEventAgeInSeconds=60
-            )
             published = await self._functions.publish_version(FunctionName=name)
             await self._until_ready(name, published["Version"])
+            # A retry by the service would be a second worker under the first one's name. Each
+            # version has a configuration of its own.
+            await self._functions.put_function_event_invoke_config(
+                FunctionName=name,
+                Qualifier=published["Version"],
+                MaximumRetryAttempts=0,
+                MaximumEventAgeInSeconds=60,
+            )
         return str(published["Version"])
 
     async def invoke(self, name: str, qualifier: str, payload: Mapping[str, Any]) -> str:
