@@ -99,7 +99,7 @@ def ended(progress: Progress, state: str, message: str) -> Summary:
 
 def _headline(summary: Summary) -> str:
     done = f"{_count(summary.steps, 'step')}, {_count(summary.epochs, 'epoch')}"
-    return f"{summary.state} job {summary.job_id}: {done}. {summary.message}".rstrip()
+    return f"{summary.state} job {summary.job_id}: {summary.message.rstrip('.')} ({done})"
 
 
 def _size(summary: Summary) -> str:

@@ -42,7 +42,9 @@ def read_until(process, text):
 def test_a_completed_job_prints_its_summary_on_stdout_and_progress_on_stderr(smlt):
     done = smlt("train", "a.py:Mnist", "--epochs", 2)
     assert done.code == 0
-    assert "completed job 20261122-101500-mnist: 40 steps, 2 epochs" in done.out
+    assert (
+        "completed job 20261122-101500-mnist: All steps are done (40 steps, 2 epochs)" in done.out
+    )
     assert "weights sha256:" + "ab" * 32 in done.out
     assert "≈ $" in done.out
     assert "(estimated)" in done.out
