@@ -1,6 +1,6 @@
-"""What crosses a boundary: between client and worker, and between a job and the one that resumes it.
+"""What crosses a boundary: between client and worker, or from a job to the client that resumes it.
 
-All of them travel as JSON or msgpack built from plain fields, never as pickles.
+All of it travels as JSON or msgpack built from plain fields, never as pickles.
 """
 
 from __future__ import annotations

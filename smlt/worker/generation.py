@@ -1,4 +1,4 @@
-"""A rank's life in one generation: claim, roster, lease, stop flags, abort (protocol, A generation).
+"""A rank's life in one generation: claim, roster, lease, stop flags, abort.
 
 A generation is an immutable view. Whatever goes wrong ends it; nothing is repaired inside.
 """

@@ -57,7 +57,7 @@ class PeriodicSave:
                 await writer.write_part(self._rank)
                 if self._rank == 0:
                     while await writer.missing_parts():
-                        await asyncio.sleep(_POLL_S)
+                        await self._generation.next_news(_POLL_S)
                     await writer.commit(parent=self._parent, info={})
         except TimeoutError:
             logger.warning("a periodic checkpoint was not complete within %g s", limit_s)
