@@ -133,7 +133,7 @@ def print_job(job: JobRecord, console: Console) -> None:
         print_plain(console, failure_text(job.summary, job.logs if job.logs.is_dir() else None))
     elif job.summary is not None:
         torch = importlib.util.find_spec("torch") is not None
-        print_plain(console, success_text(job.summary, torch=torch))
+        print_plain(console, success_text(job.summary, here=Path.cwd(), torch=torch))
     else:
         console.print(render(job.progress))
         _print_workers(job.progress.ranks, console)
@@ -142,7 +142,7 @@ def print_job(job: JobRecord, console: Console) -> None:
 
 
 def _print_workers(ranks: list[RankState], console: Console) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("rank", "state", "step", "pid", "waiting for"):
         table.add_column(heading, justify="right" if heading in ("rank", "step", "pid") else "left")
     for rank in ranks:
@@ -153,9 +153,10 @@ def _print_workers(ranks: list[RankState], console: Console) -> None:
 
 def print_table(jobs: list[JobRecord], console: Console) -> None:
     """Print a line for each job."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("job", "state", "step", "workers", "time", "cost"):
-        table.add_column(heading, justify="left" if heading in ("job", "state") else "right")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("job", min_width=max(len(job.job_id) for job in jobs))
+    for heading in ("state", "step", "workers", "time", "cost"):
+        table.add_column(heading, justify="left" if heading == "state" else "right")
     for job in jobs:
         progress = job.progress
         cost = dollars(progress.cost_usd, is_estimate=False)

@@ -193,9 +193,9 @@ def _headline(progress: Progress) -> RenderableType:
 
 
 def _bar(progress: Progress) -> RenderableType:
-    bar = ProgressBar(
-        total=progress.total_steps, completed=progress.step, pulse=progress.total_steps is None
-    )
+    is_open = progress.total_steps is None and progress.step > 0
+    total = None if is_open else progress.total_steps or 1
+    bar = ProgressBar(total=total, completed=progress.step, pulse=is_open)
     grid = Table.grid(expand=True, padding=(0, 2))
     grid.add_column(ratio=1)
     grid.add_column(justify="right", no_wrap=True)

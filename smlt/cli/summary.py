@@ -29,20 +29,22 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def success_text(summary: Summary, *, torch: bool) -> str:
+def success_text(summary: Summary, *, here: Path, torch: bool) -> str:
     """Describe a job that was completed or stopped.
 
     Args:
         summary: how it ended.
+        here: the folder from which paths are given, where they lie below it.
         torch: whether the line that loads the model should be torch's.
     """
+    model, best = _path(summary.model_path, here), _path(summary.best_model_path, here)
     rows = [(name, f"{value:.6g}") for name, value in summary.metrics.items()] + [
         ("time", f"{clock_time(summary.seconds)} on {_size(summary)}"),
         ("cost", _cost(summary)),
-        ("model", summary.model_path),
-        ("best model", summary.best_model_path),
-        ("checkpoint", None if summary.model_path else summary.checkpoint),
-        ("load it", _loading(summary, torch=torch)),
+        ("model", model),
+        ("best model", best),
+        ("checkpoint", None if model else _path(summary.checkpoint, here)),
+        ("load it", _loading(best or model, torch=torch)),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows if text]
@@ -114,8 +116,14 @@ def _cost(summary: Summary) -> str:
     return f"{amount} for {summary.billed_gb_s:,.1f} GB-s billed"
 
 
-def _loading(summary: Summary, *, torch: bool) -> str | None:
-    path = summary.best_model_path or summary.model_path
+def _path(path: str | None, here: Path) -> str | None:
+    """Shorten a path that lies below the current folder."""
+    if path is None or not Path(path).is_relative_to(here):
+        return path
+    return str(Path(path).relative_to(here))
+
+
+def _loading(path: str | None, *, torch: bool) -> str | None:
     if path is None:
         return None
     if torch:

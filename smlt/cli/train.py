@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -175,5 +176,5 @@ def _print_summary(summary: Summary, config: TrainConfig, console: Console) -> N
         print(to_json(summary.to_dict()))
     elif summary.state != "failed":
         torch = importlib.util.find_spec("torch") is not None
-        print(success_text(summary, torch=torch))
+        print(success_text(summary, here=Path.cwd(), torch=torch))
     sys.stdout.flush()

@@ -131,6 +131,23 @@ def test_without_a_job_the_newest_is_shown_below_a_table_of_all(smlt, run_dir):
     assert json.loads(smlt("status", "--json").out)["job_id"] == "new"
 
 
+def test_ids_are_whole_in_the_table_however_narrow_it_is(smlt, run_dir):
+    ids = ["mnist-" + letter * 32 for letter in "ab"]
+    for job_id in ids:
+        write_job(run_dir, job_id, summary=summary_of(job_id))
+    table = smlt("status").out.split("\n\n")[0]
+    assert all(job_id in table for job_id in ids)
+
+
+def test_paths_below_the_current_folder_are_short(smlt, run_dir, in_folder):
+    inside, outside = in_folder / "a/m.safetensors", "/elsewhere/best.safetensors"
+    summary = summary_of(model_path=str(inside), best_model_path=outside)
+    write_job(run_dir, summary=summary)
+    text = smlt("status").out
+    assert "model       a/m.safetensors\n" in text
+    assert "best model  /elsewhere/best.safetensors\n" in text
+
+
 def test_a_jobs_id_may_be_shortened(run_dir):
     write_job(run_dir, "a1-x")
     write_job(run_dir, "a2-x")
