@@ -74,8 +74,9 @@ class InlineCloud:
         """Write what Lambda would write into the log."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
+        billed_ms = 1000 * (time.time() - began)
         report = (
-            f"REPORT RequestId: {request_id}\tBilled Duration: {(time.time() - began) * 1000:.0f} ms"
+            f"REPORT RequestId: {request_id}\tBilled Duration: {billed_ms:.0f} ms"
             "\tMemory Size: 0 MB\tMax Memory Used: 0 MB"
         )
         lines = [f"START RequestId: {request_id} Version: 1"]

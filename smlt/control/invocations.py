@@ -24,6 +24,7 @@ _REPORT = re.compile(
 )
 _STATUS = re.compile(r"Status: (\S+)")
 _ERROR_TYPE = re.compile(r"Error Type: (\S+)")
+_RUNTIME_ERROR = re.compile(r"RequestId: \S+ Error: (.+)")
 _SUMMARY = re.compile(r"(START|END|REPORT) RequestId: ")
 
 
@@ -41,7 +42,10 @@ class Invocation:
     used_mb: int = 0
     error_type: str = ""
     """Lambda's word for an abnormal end: Runtime.ExitError, Runtime.OutOfMemory, timeout, …"""
+    reason: str = ""
+    """What Lambda says of the process's end: "Runtime exited with error: signal: killed"."""
     last_line: str = ""
+    """The last that the worker itself wrote."""
 
     @property
     def out_of_memory(self) -> bool:
@@ -117,8 +121,16 @@ class Invocations:
             if invocation is not None:
                 _note_report(invocation, report, event.message)
         elif invocation is not None and not _SUMMARY.match(event.message):
-            invocation.last_line = event.message.strip() or invocation.last_line
+            _note_line(invocation, event.message.strip())
         return invocation
+
+
+def _note_line(invocation: Invocation, line: str) -> None:
+    runtime = _RUNTIME_ERROR.search(line)
+    if runtime is not None:
+        invocation.reason = runtime[1]
+    elif line:
+        invocation.last_line = line
 
 
 def _note_report(invocation: Invocation, report: re.Match[str], line: str) -> None:

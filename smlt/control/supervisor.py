@@ -18,7 +18,7 @@ from smlt.io.parameter_store import Notice, ParameterStore
 from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
 
 _READ_S = 0.5
-_LOGS_S = 1.0
+_LOGS_S = 0.5
 _SETTLE_S = 3.0
 _SETTLE_POLL_S = 0.05
 _INVOKES = 32
@@ -327,10 +327,10 @@ def _how_it_died(invocation: Invocation) -> str:
             f"rank {invocation.rank} ran out of its {invocation.memory_mb} MB of memory: "
             f"try --memory-mb {_next_size(invocation.memory_mb)}"
         )
-    words = invocation.error_type or "it ended without saying why"
+    words = invocation.reason or invocation.error_type
     if invocation.last_line:
-        words += f", after {invocation.last_line!r}"
-    return f"rank {invocation.rank} was killed: {words}"
+        words += f" (its last line: {invocation.last_line})"
+    return f"rank {invocation.rank} ended before its time: {words}"
 
 
 def _next_size(memory_mb: int) -> int:

@@ -14,7 +14,7 @@ from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.manifest import Manifest
 from smlt.io.object_store import ObjectStore
-from smlt.messages import JobState, Position
+from smlt.messages import Position
 from smlt.worker.generation import Generation, Roster
 
 # Part of a live rank that is late is written by another after this long: twice costs only work.
@@ -26,12 +26,12 @@ class Ending:
     """How one rank saves the state it holds, and knows that it may leave."""
 
     def __init__(
-        self, generation: Generation, roster: Roster, objects: ObjectStore, job: JobState
+        self, generation: Generation, roster: Roster, objects: ObjectStore, parent: Manifest
     ) -> None:
         self._generation = generation
         self._roster = roster
         self._objects = objects
-        self._job = job
+        self._parent = parent
         self._rank = roster.ranks.index(generation.task.rank)
 
     async def save(self, writer: CheckpointWriter, step: int) -> Manifest:
@@ -51,14 +51,14 @@ class Ending:
         while generation.clock() < give_up:
             newest = await self._committed()
             if newest is not None and newest.step >= step:
-                return await checkpoint.read_manifest(self._objects, self._job.job_id, newest)
+                return await checkpoint.read_manifest(self._objects, generation.task.job_id, newest)
             missing = await writer.missing_parts()
             if missing and await self._is_lowest(step, patient_until):
                 for part in missing:
                     await writer.write_part(part)
                 missing = []
             if not missing:
-                await writer.commit(parent=self._job.parent, info={})
+                await writer.commit(parent=self._parent.position, info=self._parent.info)
             else:
                 await generation.next_news(_POLL_S)
         raise CheckpointError(

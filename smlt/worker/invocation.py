@@ -22,6 +22,7 @@ from smlt.io.weights import save_weights
 from smlt.messages import Failure, JobState, Position, StepFlag, WorkerTask
 from smlt.worker.ending import Ending
 from smlt.worker.failures import failure_of
+from smlt.worker.forwarding import NoticeForwarder
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.loading import Loaded, Loader
 from smlt.worker.periodic_save import PeriodicSave
@@ -79,8 +80,11 @@ class Invocation:
             roster = await generation.join()
             if roster is None:
                 return {"status": "not needed"}
+            first = self._task.rank == roster.ranks[0]
+            forwarded = NoticeForwarder(generation) if first else contextlib.nullcontext()
             async with _beside(generation):
-                return await self._take_part(generation, roster, job)
+                with forwarded:
+                    return await self._take_part(generation, roster, job)
 
     def _is_superseded(self, job: JobState) -> bool:
         newer = job.generation != self._task.generation or job.token > self._task.token
@@ -95,7 +99,7 @@ class Invocation:
             async with self._saving(generation, roster, loaded) as saving:
                 with loaded.samples:
                     trainer = self._trainer(generation, roster, job, loaded, saving)
-                    reasons = await trainer.run(loaded.position.step)
+                    reasons = await trainer.run(loaded.parent.position.step)
         except Exception as error:
             failure = await self._abort(generation, error, trainer)
         try:
@@ -124,7 +128,7 @@ class Invocation:
             return loaded.writer(self._objects, self._task.job_id, at, roster.world_size, copy=True)
 
         rank = roster.ranks.index(self._task.rank)
-        return PeriodicSave(generation, rank, copied_state, loaded.position)
+        return PeriodicSave(generation, rank, copied_state, loaded.parent)
 
     def _trainer(
         self,
@@ -189,17 +193,17 @@ class Invocation:
         reasons: StepFlag,
     ) -> None:
         """Save the state that this rank holds, and the model if training is complete."""
-        position, digest = loaded.position, loaded.digest
-        if trainer.step != position.step:
+        manifest = loaded.parent
+        if trainer.step != manifest.position.step:
             held = Position(generation=self._task.generation, step=trainer.step)
             writer = loaded.writer(self._objects, self._task.job_id, held, roster.world_size)
-            manifest = await Ending(generation, roster, self._objects, job).save(writer, held.step)
-            position, digest = manifest.position, manifest.digest
+            ending = Ending(generation, roster, self._objects, loaded.parent)
+            manifest = await ending.save(writer, held.step)
         if reasons & StepFlag.TARGET and self._task.rank == roster.ranks[0]:
             weights = await self._compute(loaded.task.weights)
             await save_weights(self._objects, JobObjects(self._task.job_id).model, weights)
-        if position.step == trainer.step:
-            tag = Tag(self._task.job_id, job.spec.code, position.step, digest)
+        if manifest.position.step == trainer.step:
+            tag = Tag(self._task.job_id, job.spec.code, trainer.step, manifest.digest)
             keep(tag, loaded.task)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smlt.errors import CheckpointError
+from smlt.errors import CheckpointError, TaskError
 from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.manifest import Manifest
@@ -23,12 +23,14 @@ from smlt.worker.minibatch_buffer import map_style
 from smlt.worker.sample_order import SampleOrder, virtual_block
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule
+from smlt.worker.seeding import derive_seed
 from smlt.worker.target import Target
 from smlt.worker.task import Dataset, Task
 from smlt.worker.task_loader import load_task
 from smlt.worker.trainer import Compute
 
 _POLL_S = 0.1
+_SAMPLES = "train_samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,8 @@ class Loaded:
     target: Target
     samples: Samples
     schedule: Schedule
-    position: Position
+    parent: Manifest
     """The committed state that it begins from."""
-    digest: str
 
     def writer(
         self, objects: ObjectStore, job_id: str, at: Position, parts: int, *, copy: bool = False
@@ -107,20 +108,25 @@ class Loader:
         if fresh:
             await self._compute(task.initialize, spec.seed, schedule.training_steps)
         if self._job.parent is None:
-            manifest = await self._state_zero(task, target)
+            manifest = await self._state_zero(task, target, len(train))
         elif manifest is None:
             manifest = await checkpoint.read_manifest(
                 self._objects, self._job.job_id, self._job.parent
             )
         if fresh:
             await self._take_over(task, manifest)
+        if manifest.info.get(_SAMPLES) != len(train):
+            raise TaskError(
+                f"dataset() gave {len(train)} training samples on rank {self._rank}, but the job "
+                f"began with {manifest.info.get(_SAMPLES)}: it must not depend on the rank"
+            )
         target.load(manifest.scalars["target"])
         step = manifest.position.step
         virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
         samples = Samples(train, test, order, virtual, schedule, step)
         if self._rank == 0:
             await self._report_plan(schedule)
-        return Loaded(task, target, samples, schedule, manifest.position, manifest.digest)
+        return Loaded(task, target, samples, schedule, manifest)
 
     async def _warm(self) -> tuple[Task | None, Manifest | None]:
         """Return the task of this environment's memory, if it holds the parent's state."""
@@ -144,9 +150,11 @@ class Loader:
         )
 
     def _dataset(self, task: Task, data: Data, split: str) -> Dataset:
+        # A random split inside must be the same on every rank.
+        task.seed_generators(derive_seed(self._spec.seed))
         return map_style(task.dataset(data, split), type(task).__name__, split)
 
-    async def _state_zero(self, task: Task, target: Target) -> Manifest:
+    async def _state_zero(self, task: Task, target: Target, samples: int) -> Manifest:
         """Have the first rank make and commit state 0; all ranks begin from what it committed."""
         at = Position(generation=self._job.generation, step=0)
         if self._rank == 0:
@@ -160,7 +168,7 @@ class Loader:
             )
             for part in range(self._roster.world_size):
                 await writer.write_part(part)
-            await writer.commit(parent=None, info={})
+            await writer.commit(parent=None, info={_SAMPLES: samples})
             await self._generation.announce("committed", 0)
         await self._until_committed(at)
         return await checkpoint.read_manifest(self._objects, self._job.job_id, at)

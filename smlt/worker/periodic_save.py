@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from smlt.errors import SmltError
 from smlt.io.checkpoint import CheckpointWriter
-from smlt.messages import Position
+from smlt.io.manifest import Manifest
 from smlt.worker.generation import Generation
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class PeriodicSave:
         generation: Generation,
         rank: int,
         copied_state: Callable[[], CheckpointWriter],
-        parent: Position,
+        parent: Manifest,
     ) -> None:
         self._generation = generation
         self._rank = rank
@@ -58,7 +58,7 @@ class PeriodicSave:
                 if self._rank == 0:
                     while await writer.missing_parts():
                         await self._generation.next_news(_POLL_S)
-                    await writer.commit(parent=self._parent, info={})
+                    await writer.commit(parent=self._parent.position, info=self._parent.info)
         except TimeoutError:
             logger.warning("a periodic checkpoint was not complete within %g s", limit_s)
         except SmltError as error:
