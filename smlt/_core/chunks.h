@@ -18,6 +18,32 @@
 
 enum { RAW, ZERO, LZ4, BITMAP };
 
+/* ---- copying ---- */
+
+/* Tensors of this size leave the cache before anyone reads them again. */
+#define STREAMED_BYTES ((size_t)8 << 20)
+
+/* Copy past the cache: a plain store would first read the line that it overwrites. Source and
+ * chunk are in the cache already, from the checksum. */
+static void copy_streamed(uint8_t *dst, const uint8_t *src, size_t n) {
+#ifdef SMLT_X86
+    const size_t head = -(uintptr_t)dst % 16;
+    if (n > 1024) {
+        memcpy(dst, src, head);
+        for (dst += head, src += head, n -= head; n >= 64; dst += 64, src += 64, n -= 64)
+            for (int i = 0; i < 64; i += 16)
+                _mm_stream_si128((__m128i *)(dst + i), _mm_loadu_si128((const __m128i *)(src + i)));
+        _mm_sfence();
+    }
+#endif
+    memcpy(dst, src, n);
+}
+
+static void copy_chunk(uint8_t *dst, const uint8_t *src, size_t n, size_t tensor_bytes) {
+    if (tensor_bytes >= STREAMED_BYTES) copy_streamed(dst, src, n);
+    else memcpy(dst, src, n);
+}
+
 /* ---- the probe ---- */
 
 enum { PROBED_LINES = 16, SEEN = 256 };
@@ -57,9 +83,15 @@ static int probe(const uint8_t *chunk, size_t bytes, int word) {
 
 /* ---- bitmap ---- */
 
+/* Written once; the variants below differ in what the compiler may use: without the popcnt
+ * instruction counting takes longer than all the rest. */
+#define ANY_CPU static inline __attribute__((always_inline))
+
 #ifdef SMLT_X86
-__attribute__((target("avx2"))) static size_t
-map_words_avx2(uint8_t *map, const uint8_t *chunk, size_t words, int word) {
+#define HASWELL __attribute__((target("avx2,bmi,bmi2,popcnt")))
+
+/* Set the map's bits of as many whole vectors as there are; returns the words done. */
+HASWELL static size_t map_words_avx2(uint8_t *map, const uint8_t *chunk, size_t words, int word) {
     const __m256i zero = _mm256_setzero_si256();
     size_t i = 0;
     if (word == 4)
@@ -78,55 +110,75 @@ map_words_avx2(uint8_t *map, const uint8_t *chunk, size_t words, int word) {
 }
 #endif
 
-/* Set a map bit for each word that is not zero; map is zero before and padded to 8 bytes. */
-static void map_words(uint8_t *map, const uint8_t *chunk, size_t words, int word) {
-    size_t i = 0;
-#ifdef SMLT_X86
-    if (lanes != &kernels_baseline) i = map_words_avx2(map, chunk, words, word);
-#endif
+/* Set a map bit for each word from i on that is not zero. */
+static void map_words(uint8_t *map, const uint8_t *chunk, size_t i, size_t words, int word) {
     for (; i < words; i++) map[i / 8] |= (uint8_t)((word_at(chunk, i, word) != 0) << (i % 8));
 }
 
-/* Copy the words whose bits are set in one 64-bit piece of the map; returns the end of dst. */
-static uint8_t *gather(uint8_t *dst, const uint8_t *base, uint64_t bits, int word) {
+#define SLACK 64 /* bytes that the encoder may write past a chunk's end */
+
+ANY_CPU void copy_word(uint8_t *dst, const uint8_t *base, int i, int word) {
+    if (word == 4) memcpy(dst, base + 4 * i, 4);
+    else memcpy(dst, base + 2 * i, 2);
+}
+
+/* Copy the words whose bits are set in one 64-bit piece of the map; returns the end of dst. The
+ * first four are copied whether or not they are there: sparse data would mispredict each piece. */
+ANY_CPU uint8_t *gather(uint8_t *dst, const uint8_t *base, uint64_t bits, int word) {
+    uint8_t *end = dst + (size_t)__builtin_popcountll(bits) * (size_t)word;
     if (bits == ~0ull) {
         memcpy(dst, base, 64 * (size_t)word);
-        return dst + 64 * (size_t)word;
+        return end;
     }
-    if (word == 4)
-        for (; bits; bits &= bits - 1, dst += 4) memcpy(dst, base + 4 * __builtin_ctzll(bits), 4);
-    else
-        for (; bits; bits &= bits - 1, dst += 2) memcpy(dst, base + 2 * __builtin_ctzll(bits), 2);
+    for (int i = 0; i < 4; i++, dst += word, bits &= bits - 1)
+        copy_word(dst, base, __builtin_ctzll(bits | 1ull << 63), word);
+    for (; bits; bits &= bits - 1, dst += word) copy_word(dst, base, __builtin_ctzll(bits), word);
+    return end;
+}
+
+/* The last piece may be shorter than 64 words: nothing past its end may be read. */
+ANY_CPU uint8_t *gather_last(uint8_t *dst, const uint8_t *base, uint64_t bits, int word) {
+    for (; bits; bits &= bits - 1, dst += word) copy_word(dst, base, __builtin_ctzll(bits), word);
     return dst;
 }
 
-/* Returns the stored size, 0 for a chunk of zeros, or `limit` where the form would not be smaller
- * than that. dst has room for `limit` bytes. */
-static size_t bitmap_encode(uint8_t *dst, const uint8_t *chunk, size_t bytes, int word, size_t limit) {
-    uint64_t pieces[MAP_BYTES / 8] = {0};
-    uint8_t *map = (uint8_t *)pieces;
-    const size_t words = bytes / (size_t)word, map_bytes = (words + 7) / 8;
-    const size_t summary = (map_bytes + 7) / 8, count = (words + 63) / 64;
+/* One bit for each byte of a piece of the map that is not zero. */
+ANY_CPU unsigned kept_bytes(uint64_t piece) {
+    const uint64_t low = 0x7f7f7f7f7f7f7f7full;
+    const uint64_t top = (((piece & low) + low) | piece) & ~low;
+    return (unsigned)(((top >> 7) * 0x0102040810204080ull) >> 56);
+}
+
+/* Write the summary's byte and the kept bytes of one piece; four without asking, as above. */
+ANY_CPU uint8_t *put_map(uint8_t *at, uint8_t *summary, uint64_t piece) {
+    unsigned kept = kept_bytes(piece);
+    uint8_t *end = at + __builtin_popcount(kept);
+    *summary = (uint8_t)kept;
+    for (int i = 0; i < 4; i++, kept &= kept - 1)
+        *at++ = (uint8_t)(piece >> 8 * __builtin_ctz(kept | 0x80));
+    for (; kept; kept &= kept - 1) *at++ = (uint8_t)(piece >> 8 * __builtin_ctz(kept));
+    return end;
+}
+
+ANY_CPU size_t put_bitmap(uint8_t *dst, const uint8_t *chunk, const uint64_t *pieces, size_t count,
+                          int word, size_t limit) {
     size_t set = 0, kept = 0;
-    map_words(map, chunk, words, word);
-    for (size_t p = 0; p < count; p++) set += (size_t)__builtin_popcountll(pieces[p]);
+    for (size_t p = 0; p < count; p++) {
+        set += (size_t)__builtin_popcountll(pieces[p]);
+        kept += (size_t)__builtin_popcount(kept_bytes(pieces[p]));
+    }
     if (set == 0) return 0;
-    for (size_t b = 0; b < map_bytes; b++) kept += map[b] != 0;
-    const size_t size = summary + kept + set * (size_t)word;
+    const size_t size = count + kept + set * (size_t)word;
     if (size >= limit) return limit;
-    uint8_t *at = dst + summary;
-    memset(dst, 0, summary);
-    for (size_t b = 0; b < map_bytes; b++)
-        if (map[b]) {
-            dst[b / 8] |= (uint8_t)(1u << (b % 8));
-            *at++ = map[b];
-        }
-    for (size_t p = 0; p < count; p++) at = gather(at, chunk + p * 64 * (size_t)word, pieces[p], word);
+    uint8_t *at = dst + count;
+    for (size_t p = 0; p < count; p++) at = put_map(at, dst + p, pieces[p]);
+    for (size_t p = 0; p + 1 < count; p++) at = gather(at, chunk + p * 64 * (size_t)word, pieces[p], word);
+    gather_last(at, chunk + (count - 1) * 64 * (size_t)word, pieces[count - 1], word);
     return size;
 }
 
 /* Rebuild the map; returns the bytes read, or 0 if they are no map of `words` words. */
-static size_t read_map(uint8_t *map, const uint8_t *src, size_t size, size_t words) {
+ANY_CPU size_t read_map(uint8_t *map, const uint8_t *src, size_t size, size_t words) {
     const size_t map_bytes = (words + 7) / 8, summary = (map_bytes + 7) / 8;
     size_t at = summary;
     if (size < summary) return 0;
@@ -140,7 +192,7 @@ static size_t read_map(uint8_t *map, const uint8_t *src, size_t size, size_t wor
     return words % 8 && map[map_bytes - 1] >> (words % 8) ? 0 : at;
 }
 
-static const uint8_t *scatter(uint8_t *dst, const uint8_t *src, uint64_t bits, size_t words, int word) {
+ANY_CPU const uint8_t *scatter(uint8_t *dst, const uint8_t *src, uint64_t bits, size_t words, int word) {
     if (bits == ~0ull) {
         memcpy(dst, src, 64 * (size_t)word);
         return src + 64 * (size_t)word;
@@ -153,8 +205,7 @@ static const uint8_t *scatter(uint8_t *dst, const uint8_t *src, uint64_t bits, s
     return src;
 }
 
-/* Returns 1 when `size` bytes were exactly a bitmap chunk of `bytes` bytes, else 0. */
-static int bitmap_decode(uint8_t *dst, size_t bytes, const uint8_t *src, size_t size, int word) {
+ANY_CPU int get_bitmap(uint8_t *dst, size_t bytes, const uint8_t *src, size_t size, int word) {
     uint64_t pieces[MAP_BYTES / 8] = {0};
     const size_t words = bytes / (size_t)word, count = (words + 63) / 64;
     const size_t read = read_map((uint8_t *)pieces, src, size, words);
@@ -168,6 +219,42 @@ static int bitmap_decode(uint8_t *dst, size_t bytes, const uint8_t *src, size_t 
         src = scatter(dst + p * 64 * (size_t)word, src, pieces[p], rest < 64 ? rest : 64, word);
     }
     return 1;
+}
+
+#ifdef SMLT_X86
+HASWELL static size_t put_bitmap_avx2(uint8_t *dst, const uint8_t *chunk, const uint64_t *pieces,
+                                      size_t count, int word, size_t limit) {
+    return put_bitmap(dst, chunk, pieces, count, word, limit);
+}
+
+HASWELL static int get_bitmap_avx2(uint8_t *dst, size_t bytes, const uint8_t *src, size_t size, int word) {
+    return get_bitmap(dst, bytes, src, size, word);
+}
+#endif
+
+/* Returns the stored size, 0 for a chunk of zeros, or `limit` where the form would not be smaller
+ * than that. dst has room for `limit` bytes and SLACK more. */
+static size_t bitmap_encode(uint8_t *dst, const uint8_t *chunk, size_t bytes, int word, size_t limit) {
+    uint64_t pieces[MAP_BYTES / 8];
+    const size_t words = bytes / (size_t)word, count = (words + 63) / 64;
+    size_t mapped = 0;
+    memset(pieces, 0, 8 * count);
+#ifdef SMLT_X86
+    if (lanes != &kernels_baseline) mapped = map_words_avx2((uint8_t *)pieces, chunk, words, word);
+#endif
+    map_words((uint8_t *)pieces, chunk, mapped, words, word);
+#ifdef SMLT_X86
+    if (lanes != &kernels_baseline) return put_bitmap_avx2(dst, chunk, pieces, count, word, limit);
+#endif
+    return put_bitmap(dst, chunk, pieces, count, word, limit);
+}
+
+/* Returns 1 when `size` bytes were exactly a bitmap chunk of `bytes` bytes, else 0. */
+static int bitmap_decode(uint8_t *dst, size_t bytes, const uint8_t *src, size_t size, int word) {
+#ifdef SMLT_X86
+    if (lanes != &kernels_baseline) return get_bitmap_avx2(dst, bytes, src, size, word);
+#endif
+    return get_bitmap(dst, bytes, src, size, word);
 }
 
 /* ---- LZ4 blocks (LZ4 block format description, Collet): decoding only ---- */
@@ -225,9 +312,8 @@ static int lz4_decode(uint8_t *dst, size_t bytes, const uint8_t *src, size_t siz
 static int decode_chunk(uint8_t *dst, size_t bytes, const uint8_t *src, size_t size, int mode, int word) {
     switch (mode) {
     case RAW:
-        if (size != bytes) return 0;
-        memcpy(dst, src, bytes);
-        return 1;
+        if (size == bytes) memcpy(dst, src, bytes);
+        return size == bytes;
     case ZERO:
         memset(dst, 0, bytes);
         return size == 0;

@@ -43,7 +43,7 @@ static size_t probe_chunks(chunk_encoder *e) {
         const size_t bytes = chunk_bytes(e->bytes, c);
         const int mode = e->word ? probe(e->src + c * CHUNK, bytes, e->word) : RAW;
         e->entries[c] = entry_of(mode, bytes);
-        if (mode != RAW) room += worthwhile_size(bytes);
+        if (mode != RAW) room += worthwhile_size(bytes) + SLACK;
     }
     return room;
 }
@@ -52,7 +52,7 @@ static void store_chunk(chunk_encoder *e, size_t c, int mode, const uint8_t *sto
     e->entries[c] = entry_of(mode, size);
     if (e->sums) e->sums[c] = xxh3(stored, size);
     if (mode == RAW && !e->copy_raw) return;
-    if (stored != e->dst + e->used) memcpy(e->dst + e->used, stored, size);
+    if (stored != e->dst + e->used) copy_chunk(e->dst + e->used, stored, size, e->bytes);
     e->used += size;
 }
 
@@ -149,9 +149,13 @@ typedef struct {
 
 static int decode_one(const decode_job *job, size_t c, uint8_t *room) {
     const size_t bytes = chunk_bytes(job->part->bytes, c), item = job->wire_dtype == FP32 ? 4 : 2;
-    if (!job->wide) return part_decode(job->part, c, job->dst + c * CHUNK);
     size_t size;
     const uint8_t *in = chunk_at(job->part, c, &size);
+    if (!job->wide && chunk_mode(job->part, c) == RAW) {
+        copy_chunk(job->dst + c * CHUNK, in, size, job->part->bytes);
+        return 1;
+    }
+    if (!job->wide) return part_decode(job->part, c, job->dst + c * CHUNK);
     if (chunk_mode(job->part, c) != RAW) {
         if (!part_decode(job->part, c, room)) return 0;
         in = room;

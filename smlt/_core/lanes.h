@@ -101,11 +101,11 @@ static inline uint16_t fp16_from_float(float x) {
 
 static const lane_kernels *lanes = &kernels_baseline;
 
-/* Every CPU with AVX2 has F16C; clang 14 does not know "f16c" as a question. */
+/* Every CPU with AVX2 and BMI2 has F16C; clang 14 does not know "f16c" as a question. */
 static int cpu_has_avx2(void) {
 #ifdef SMLT_X86
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
 #else
     return 0;
 #endif
