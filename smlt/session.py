@@ -24,14 +24,14 @@ from smlt.control.run_folder import RunFolder
 from smlt.control.supervisor import Function
 from smlt.control.task_scheduler import Outcome, TaskScheduler
 from smlt.embedded.cloud import EmbeddedCloud
-from smlt.errors import ConfigError, StoreError, StoreFullError, UserError
+from smlt.errors import CheckpointError, ConfigError, StoreError, StoreFullError, UserError
 from smlt.inline import InlineCloud
 from smlt.io.directory import DirectoryStore
 from smlt.io.keys import JobObjects, job_prefix
 from smlt.io.object_store import ObjectStore
 from smlt.io.state_digest import weights_digest
 from smlt.io.stores import open_parameter_store
-from smlt.io.weights import unpack_weights
+from smlt.io.weights import read_weights_file, unpack_weights
 from smlt.messages import JobSpec, Limits, ResourcePlan
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
@@ -71,6 +71,7 @@ class Session:
         target = artifact_manager.locate(config.target, Path.cwd())
         params = parse_params(find_class(target.reference, target.root), config.params)
         data = _find_data(config, target)
+        _check_weights(config.init_from)
         run_dir = config.run_dir.resolve()
         skip = [run_dir] if data is None else [run_dir, data]
         package, code = artifact_manager.pack_code(target, skip)
@@ -259,6 +260,15 @@ def _find_data(config: TrainConfig, target: Target) -> Path | None:
             "a folder with --data"
         )
     return None
+
+
+def _check_weights(path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        read_weights_file(path)
+    except CheckpointError as error:
+        raise ConfigError(f"--init-from: {error}") from error
 
 
 async def _upload_weights(objects: ObjectStore, path: Path | None) -> str | None:
