@@ -72,6 +72,11 @@ class Notices:
             if not waiter.done():
                 waiter.set_exception(self._failure)
 
+    @property
+    def failure(self) -> SmltError | None:
+        """What every wait raises, if there has been a failure."""
+        return self._failure
+
     def check(self) -> None:
         """Raise the failure, if there has been one."""
         if self._failure is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import smlt
+from smlt.control.run_folder import MARKER
 from smlt.errors import ConfigError, TaskError
 from smlt.io.keys import blob_key, data_manifest_key, package_key
 from smlt.io.object_store import ObjectStore
@@ -164,7 +165,7 @@ def _files_below(folder: Path, skip: set[Path]) -> Iterator[Path]:
 def _is_generated(folder: Path) -> bool:
     if folder.name in _SKIPPED_FOLDERS or folder.name.endswith(".egg-info"):
         return True
-    return (folder / "pyvenv.cfg").exists()
+    return (folder / "pyvenv.cfg").exists() or (folder / MARKER).exists()
 
 
 def _too_large(target: Target, files: dict[str, Path]) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 from smlt.control.progress import Progress, Summary
 
+MARKER = ".smlt-run-directory"
+"""Lies in every run directory, so that none is ever packed as code or data."""
 _STATUS_S = 0.5
 
 
@@ -29,6 +31,7 @@ class RunFolder:
         """Make the folder of a new job."""
         folder = cls(run_dir / "jobs" / job_id)
         folder.logs.mkdir(parents=True)
+        (run_dir / MARKER).touch()
         return folder
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -92,7 +93,9 @@ class TaskScheduler:
         self._feed.progress.state = "stopping"
         await self._job.request_stop()
         if self._supervisor is not None:
-            await self._supervisor.stop(StepFlag.USER)
+            # A store that fails ends the generation all the same.
+            with contextlib.suppress(StoreError):
+                await self._supervisor.stop(StepFlag.USER)
 
     async def _run_generation(self, parent: Position | None) -> Ended:
         plan = self._job.state.plan

@@ -44,7 +44,8 @@ class Ending:
         generation = self._generation
         give_up = generation.clock() + generation.limits.save_s
         patient_until = generation.clock() + _PATIENCE_S
-        await generation.say("saving")
+        with contextlib.suppress(StoreError):
+            await generation.say("saving")
         await writer.write_part(self._rank)
         with contextlib.suppress(StoreError):
             await generation.announce("standing", step)
@@ -74,6 +75,8 @@ class Ending:
         generation = self._generation
         if generation.clock() > patient_until:
             return True
+        if generation.store_is_lost:
+            return False
         below = self._roster.ranks[: self._rank]
         others = [rank for rank in self._roster.ranks if rank != generation.task.rank]
         try:

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 import msgpack
 
 from smlt.aggregation.notices import Notices
-from smlt.errors import AbortedError, SmltError, StoreLostError
+from smlt.errors import (
+    AbortedError,
+    SmltError,
+    StoreError,
+    StoreLostError,
+    StoreUnreachableError,
+)
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ParameterStore
 from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerReport, WorkerTask
@@ -79,6 +85,11 @@ class Generation:
         """Longer than anything of this generation can be needed."""
         return self.limits.function_s + self.limits.start_s + self.limits.save_s
 
+    @property
+    def store_is_lost(self) -> bool:
+        """The parameter store has failed: nobody can be told anything through it any more."""
+        return isinstance(self.notices.failure, StoreError)
+
     async def join(self) -> Roster | None:
         """Claim the rank and wait for the roster; None when this invocation is not wanted.
 
@@ -135,6 +146,7 @@ class Generation:
         await self._renew()
 
     async def _renew(self) -> None:
+        self._check_store()
         state = RankState(
             rank=self.task.rank,
             state=self.state,
@@ -171,7 +183,13 @@ class Generation:
         await self._announce("left", reasons=b"%d" % reasons)
         await self.say("left")
 
+    def _check_store(self) -> None:
+        """Do not wait out the store's time limit again and again once it has failed."""
+        if self.store_is_lost:
+            raise StoreUnreachableError("the parameter store has failed before")
+
     async def _announce(self, event: str, **fields: bytes) -> None:
+        self._check_store()
         fields |= {"event": event.encode(), "rank": b"%d" % self.task.rank}
         await self.store.announce(self.keys.control, fields, guard=self.keys.marker)
 

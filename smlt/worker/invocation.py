@@ -128,7 +128,7 @@ class Invocation:
             return loaded.writer(self._objects, self._task.job_id, at, roster.world_size, copy=True)
 
         rank = roster.ranks.index(self._task.rank)
-        return PeriodicSave(generation, rank, copied_state, loaded.parent)
+        return PeriodicSave(self._objects, generation, rank, copied_state, loaded.parent)
 
     def _trainer(
         self,
@@ -179,8 +179,9 @@ class Invocation:
         )
         logger.error("%s", failure.message, exc_info=error if failure.traceback else None)
         # A store that is lost cannot be told; every rank finds that out by itself.
-        with contextlib.suppress(StoreError):
-            return await generation.abort(failure)
+        if not generation.store_is_lost:
+            with contextlib.suppress(StoreError):
+                return await generation.abort(failure)
         return failure
 
     async def _save(

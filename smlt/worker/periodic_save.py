@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable
 
 from smlt.errors import SmltError
-from smlt.io.checkpoint import CheckpointWriter
+from smlt.io.checkpoint import CheckpointWriter, prune
 from smlt.io.manifest import Manifest
+from smlt.io.object_store import ObjectStore
 from smlt.worker.generation import Generation
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
+_KEPT = 3
 
 
 class PeriodicSave:
@@ -25,11 +27,13 @@ class PeriodicSave:
 
     def __init__(
         self,
+        objects: ObjectStore,
         generation: Generation,
         rank: int,
         copied_state: Callable[[], CheckpointWriter],
         parent: Manifest,
     ) -> None:
+        self._objects = objects
         self._generation = generation
         self._rank = rank
         self._copied_state = copied_state
@@ -59,6 +63,12 @@ class PeriodicSave:
                     while await writer.missing_parts():
                         await self._generation.next_news(_POLL_S)
                     await writer.commit(parent=self._parent.position, info=self._parent.info)
+                    await prune(
+                        self._objects,
+                        self._generation.task.job_id,
+                        keep=_KEPT,
+                        protect=[self._parent.position],
+                    )
         except TimeoutError:
             logger.warning("a periodic checkpoint was not complete within %g s", limit_s)
         except SmltError as error:
