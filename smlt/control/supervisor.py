@@ -23,6 +23,7 @@ _SETTLE_S = 3.0
 _SETTLE_POLL_S = 0.05
 _INVOKES = 32
 _BACKOFF_S = 0.2
+_LARGEST_MB = 10240
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,11 +285,11 @@ class Supervisor:
                 limit = f"{self._limits.lease_s:g} s"
                 await self._lose(number, f"rank {number} has not been heard of for {limit}")
 
-    async def _lose(self, number: int, why: str) -> None:
+    async def _lose(self, number: int, why: str, kind: str = "lost") -> None:
         self._view.ranks[number].lost = True
         self._news.set()
         if self._view.ending_since is None:
-            await self.abort(Failure(kind="lost", message=why, rank=number))
+            await self.abort(Failure(kind=kind, message=why, rank=number))
 
     async def _follow_logs(self) -> None:
         """Read the function's log; an invocation that is over without having left was killed."""
@@ -311,27 +312,27 @@ class Supervisor:
         rank = self._view.ranks.get(number)
         if not self._view.ranks:
             if number not in self._view.claimed and self._view.failure is None:
-                words = invocation.last_line or invocation.error_type
-                why = f"the function of rank {number} ended before it began: {words}"
-                await self.abort(Failure(kind="start", message=why, rank=number))
+                kind = "memory" if invocation.out_of_memory else "start"
+                why = _how_it_died(invocation)
+                await self.abort(Failure(kind=kind, message=why, rank=number))
         elif rank is not None and not rank.gone:
             # Its notice of leaving may still be on the way: one more look before it is given up.
             if rank.suspected:
-                await self._lose(number, _how_it_died(invocation))
+                kind = "memory" if invocation.out_of_memory else "lost"
+                await self._lose(number, _how_it_died(invocation), kind)
             rank.suspected = True
 
 
 def _how_it_died(invocation: Invocation) -> str:
     if invocation.out_of_memory:
-        return (
-            f"rank {invocation.rank} ran out of its {invocation.memory_mb} MB of memory: "
-            f"try --memory-mb {_next_size(invocation.memory_mb)}"
+        size = invocation.memory_mb
+        advice = (
+            f"try --memory-mb {min(2 * size, _LARGEST_MB)}"
+            if size < _LARGEST_MB
+            else "Lambda has no larger functions, so try more workers or a smaller batch"
         )
+        return f"rank {invocation.rank} ran out of its {size} MB of memory: {advice}"
     words = invocation.reason or invocation.error_type
     if invocation.last_line:
         words += f" (its last line: {invocation.last_line})"
     return f"rank {invocation.rank} ended before its time: {words}"
-
-
-def _next_size(memory_mb: int) -> int:
-    return min(2 * memory_mb, 10240)

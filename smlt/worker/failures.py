@@ -37,9 +37,10 @@ def failure_of(error: BaseException, *, rank: int, step: int, code_root: Path) -
     for kind, name in _KINDS:
         if isinstance(error, kind):
             return Failure(kind=name, message=f"rank {rank}: {error}", rank=rank, step=step)
+    when = f"at step {step}" if step else "before its first step"
     return Failure(
         kind="task",
-        message=f"rank {rank} failed at step {step}: {describe(error, code_root)}",
+        message=f"rank {rank} failed {when}: {describe(error, code_root)}",
         rank=rank,
         step=step,
         traceback="".join(traceback.format_exception(error)),

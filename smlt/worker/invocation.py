@@ -100,7 +100,8 @@ class Invocation:
                 with loaded.samples:
                     trainer = self._trainer(generation, roster, job, loaded, saving)
                     reasons = await trainer.run(loaded.parent.position.step)
-        except Exception as error:
+        # A task may call sys.exit(): that is its failure, not the end of this process.
+        except (Exception, SystemExit) as error:
             failure = await self._abort(generation, error, trainer)
         try:
             if loaded is not None and trainer is not None and trainer.is_whole:
@@ -166,7 +167,7 @@ class Invocation:
         )
 
     async def _abort(
-        self, generation: Generation, error: Exception, trainer: Trainer | None
+        self, generation: Generation, error: BaseException, trainer: Trainer | None
     ) -> Failure:
         """Tell everybody why this rank cannot go on, unless it was told itself."""
         if isinstance(error, AbortedError) and generation.aborted is not None:

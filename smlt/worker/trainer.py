@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -58,7 +59,7 @@ class Trainer:
     ) -> None:
         self.step = 0
         self.trained = 0
-        """Training steps done: what a user calls the step."""
+        """The latest training step begun, counted from 1 as a user counts."""
         self.is_whole = True
         """False while the state is being changed, and after that has failed."""
         self._task = task
@@ -91,11 +92,20 @@ class Trainer:
             Exception: the user's task raised.
         """
         self.step = step
+        try:
+            return await self._until_agreed()
+        finally:
+            # Also where it failed: the steps before were taken, and count. A store that cannot be
+            # told has been noticed, or will be.
+            with contextlib.suppress(SmltError):
+                await self._report(at_once=True)
+
+    async def _until_agreed(self) -> StepFlag:
         agreed = StepFlag.TARGET if self._target.reached else StepFlag(0)
         while not agreed.stops:
             self._generation.step = self.step
             slot = self._schedule.at(self.step)
-            self.trained = slot.trained
+            self.trained = slot.trained + (not slot.evaluation)
             flags = self._generation.flags() | self._checkpoint_due()
             if self._schedule.is_last(self.step):
                 flags |= StepFlag.TARGET
@@ -103,7 +113,7 @@ class Trainer:
             if agreed & StepFlag.TARGET:
                 self._target.reached = True
             self.step += 1
-            await self._report(at_once=slot.evaluation or bool(agreed.stops))
+            await self._report(at_once=slot.evaluation)
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
                 self._saved = time.monotonic()
                 await self._save()
@@ -179,9 +189,8 @@ class Trainer:
     def _own_metrics(self, slot: Slot, contribution: Contribution, count: int) -> Metrics:
         if not math.isfinite(contribution.loss_sum):
             raise NumbersError(
-                f"the loss of rank {self._generation.task.rank} at step {slot.trained} is "
-                f"{contribution.loss_sum}: a smaller learning rate or gradient clipping "
-                "(clip_norm) may help"
+                f"the loss at step {slot.trained + 1} is {contribution.loss_sum}: a smaller "
+                "learning rate or gradient clipping (clip_norm) may help"
             )
         own: Metrics = {
             name: (metric.total, metric.weight)
