@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -33,6 +34,8 @@ def extension(name: str) -> Extension:
         f"smlt._core.{name}",
         [f"smlt/_core/{name}.pyx"],
         depends=C_HEADERS,
+        include_dirs=[numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=DEBUG_FLAGS if DEBUG else RELEASE_FLAGS,
     )
 

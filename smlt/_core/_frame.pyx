@@ -13,6 +13,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
+cimport numpy as cnp
+
 from smlt._core._buffers cimport acquire
 
 from smlt._core import frame_header
@@ -33,6 +35,8 @@ cdef extern from "frames.h" nogil:
     size_t entry_size(uint32_t entry)
     int choose_lanes(const char* name)
 
+
+cnp.import_array()
 
 if not choose_lanes(b"avx2"):
     choose_lanes(b"baseline")

@@ -15,6 +15,7 @@ import lz4.block
 import numpy as np
 
 cimport cython
+cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -115,6 +116,8 @@ def use_instruction_set(str name):
     if not choose_lanes(name.encode()):
         raise ValueError(f"this machine has no {name!r} kernels")
 
+
+cnp.import_array()
 
 if not choose_lanes(b"avx2"):
     choose_lanes(b"baseline")

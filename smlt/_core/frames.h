@@ -295,16 +295,4 @@ static frame_fault run_frame_reduction(frame_reduction *job, int threads) {
     return first_fault(job->faults, threads);
 }
 
-/* ---- casting a tensor to the wire's dtype ---- */
-
-static void cast_tensor(uint16_t *wire, float *residual, const float *x, size_t count, int dtype) {
-    enum { PIECE = 4096 };
-    float exact[PIECE], sent[PIECE];
-    for (size_t at = 0; at < count; at += PIECE) {
-        const size_t rest = count - at, n = rest < PIECE ? rest : PIECE;
-        if (residual) cast_with_residual(wire + at, residual + at, x + at, exact, sent, n, dtype);
-        else cast_to(wire + at, x + at, n, dtype);
-    }
-}
-
 #endif

@@ -190,7 +190,7 @@ static size_t block_elements(size_t count) {
 static size_t reduction_room(const reduction *job) {
     const int direct = job->streams <= GROUP && job->order != DOUBLE;
     const size_t sums = direct ? 0 : sum_room(job->order, job->streams, job->block);
-    return sums + (job->finish == STORE ? 0 : 3 * job->block * 4);
+    return sums + (job->finish == STORE ? 0 : 4 * job->block);
 }
 
 static void plan_reduction(reduction *job) {
@@ -202,22 +202,27 @@ static void cast_to(uint16_t *dst, const float *x, size_t n, int dtype) {
     (dtype == FP16 ? lanes->to_fp16 : lanes->to_bf16)(dst, x, n);
 }
 
-/* residual' = (x + residual) - decode(wire), wire = encode(x + residual) */
-static void cast_with_residual(uint16_t *wire, float *residual, const float *x, float *exact,
-                               float *sent, size_t n, int dtype) {
-    const uint8_t *in = (const uint8_t *)x;
-    lanes->sum(exact, residual, &in, NULL, 1, n, NULL, 0, FP32);
-    cast_to(wire, exact, n, dtype);
-    lanes->widen(sent, (const uint8_t *)wire, n, dtype);
-    lanes->keep_loss(residual, sent, exact, n);
+/* wire = encode(x + residual), residual = (x + residual) - decode(wire); or wire = encode(x). */
+static void cast_tensor(uint16_t *wire, float *residual, const float *x, size_t count, int dtype) {
+    enum { PIECE = 2048 };
+    float exact[PIECE], sent[PIECE];
+    if (!residual) {
+        cast_to(wire, x, count, dtype);
+        return;
+    }
+    for (size_t at = 0; at < count; at += PIECE) {
+        const size_t rest = count - at, n = rest < PIECE ? rest : PIECE;
+        const uint8_t *in = (const uint8_t *)(x + at);
+        lanes->sum(exact, residual + at, &in, NULL, 1, n, NULL, 0, FP32);
+        cast_to(wire + at, exact, n, dtype);
+        lanes->widen(sent, (const uint8_t *)(wire + at), n, dtype);
+        lanes->keep_loss(residual + at, sent, exact, n);
+    }
 }
 
-static void finish_block(const reduction *job, float *mean, size_t at, size_t n) {
-    float *exact = mean + job->block, *sent = exact + job->block;
-    if (job->finish == CAST && job->residual)
-        cast_with_residual(job->wire + at, job->residual + at, mean, exact, sent, n, job->wire_dtype);
-    else if (job->finish == CAST)
-        cast_to(job->wire + at, mean, n, job->wire_dtype);
+static void finish_block(const reduction *job, const float *mean, size_t at, size_t n) {
+    if (job->finish == CAST)
+        cast_tensor(job->wire + at, job->residual ? job->residual + at : NULL, mean, n, job->wire_dtype);
     else if (job->finish == SGD)
         lanes->sgd(job->param + at, job->first ? job->first + at : NULL, mean, n, &job->sgd);
     else
@@ -240,7 +245,7 @@ static void reduce_block(const reduction *job, block_sum *sum, float *dst, size_
 static void reduce_blocks(void *context, int thread, size_t begin, size_t end) {
     const reduction *job = context;
     uint8_t *room = job->rooms + job->room * (size_t)thread;
-    float *mean = (float *)(room + job->room) - 3 * job->block;
+    float *mean = (float *)(room + job->room) - job->block;
     block_sum sum = block_sum_in(room, job->order, job->dtype, job->streams, job->block);
     for (size_t b = begin; b < end; b++) {
         const size_t at = b * job->block, rest = job->count - at;

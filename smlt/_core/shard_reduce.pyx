@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 cimport cython
+cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport uint8_t, uint16_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -110,6 +111,8 @@ def use_instruction_set(str name):
         raise ValueError(f"this machine has no {name!r} kernels")
 
 
+cnp.import_array()
+
 if not choose_lanes(b"avx2"):
     choose_lanes(b"baseline")
 
@@ -141,6 +144,8 @@ cdef int _checked_threads(int threads) except -1:
 
 
 @cython.final
+@cython.no_gc
+@cython.freelist(8)
 cdef class _Output:
     """A writable buffer of `count` items of one format, held for the length of a call."""
 

@@ -1,0 +1,1 @@
+"""Throughput of the kernels beside their peers and the machine's own limits: `make bench`."""
