@@ -1,21 +1,21 @@
 """Every error that smlt raises on purpose.
 
-    SmltError                        base: one sentence that says what, where and what to do
-    ├── UserError                    the call, the code or the data given to smlt is wrong (exit code 2)
-    │   ├── ConfigError              an option, a file or an environment variable
-    │   └── TaskError                the user's task: cannot be found, imported, or lacks a method
-    ├── FrameError                   bytes that are no frame, or not the frame that was expected
-    ├── StoreError                   a store did not do what it was asked
-    │   ├── StoreUnreachableError    no connection within the time limit
-    │   ├── StoreLostError           the store answers, but has forgotten this generation
-    │   ├── StoreFullError           no room: the disk, maxmemory, a quota
-    │   ├── NotFoundError            no such key
-    │   └── PreconditionError        a conditional write lost its race
-    ├── AbortedError                 the generation was aborted; carries who and why
-    ├── RankMissingError             a rank's shard did not come within the time limit
-    ├── CheckpointError              a checkpoint is incomplete, damaged or of another version
-    ├── CloudError                   the Lambda service refused or failed
-    └── JobFailedError               the job ended without its result (exit code 1)
+SmltError                        base: one sentence that says what, where and what to do
+├── UserError                    the call, the code or the data given to smlt is wrong (exit code 2)
+│   ├── ConfigError              an option, a file or an environment variable
+│   └── TaskError                the user's task: cannot be found, imported, or lacks a method
+├── FrameError                   bytes that are no frame, or not the frame that was expected
+├── StoreError                   a store did not do what it was asked
+│   ├── StoreUnreachableError    no connection within the time limit
+│   ├── StoreLostError           the store answers, but has forgotten this generation
+│   ├── StoreFullError           no room: the disk, maxmemory, a quota
+│   ├── NotFoundError            no such key
+│   └── PreconditionError        a conditional write lost its race
+├── AbortedError                 the generation was aborted; carries who and why
+├── RankMissingError             a rank's shard did not come within the time limit
+├── CheckpointError              a checkpoint is incomplete, damaged or of another version
+├── CloudError                   the Lambda service refused or failed
+└── JobFailedError               the job ended without its result (exit code 1)
 """
 
 

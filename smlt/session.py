@@ -39,6 +39,7 @@ from smlt.worker.task_params import parse_params
 # Longer than it takes the workers to notice that the client is gone, and to save.
 _LINGER_S = 20.0
 _MB_PER_VCPU = 1769
+_AT_ONCE = "stopped at once, on request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,11 @@ class Session:
                 await scheduler.request_stop()
             try:
                 outcome = await scheduler.run()
+            except asyncio.CancelledError:
+                progress.state = "stopped"
+                await job.end("stopped", _AT_ONCE, job.state.parent)
+                folder.write_summary(await self._summarise(objects, _stopped_at_once(job), folder))
+                raise
             finally:
                 self._scheduler = None
                 with contextlib.suppress(StoreError):
@@ -215,6 +221,10 @@ class Session:
             traceback=outcome.failure.traceback if outcome.failure else "",
             notices=list(progress.notices),
         )
+
+
+def _stopped_at_once(job: Job) -> Outcome:
+    return Outcome("stopped", _AT_ONCE, job.state.parent, None, job.state.generation)
 
 
 def _plan(config: TrainConfig) -> ResourcePlan:

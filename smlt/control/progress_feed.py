@@ -28,7 +28,7 @@ class ProgressFeed:
         self._events = events
         self._clock = clock
         self._started = clock()
-        self._recent: deque[tuple[float, int, int]] = deque()
+        self._recent: deque[StepRecord] = deque()
         self._last_step = clock()
 
     def notice(self, text: str) -> None:
@@ -59,9 +59,19 @@ class ProgressFeed:
         progress = self.progress
         progress.step, progress.epoch = record.step, record.epoch
         progress.loss, progress.metrics = record.loss, record.metrics
-        now = self._last_step = self._clock()
-        self._recent.append((now, record.step, record.samples))
+        self._last_step = self._clock()
+        self._recent.append(record)
+        self._rate()
         self.event("step", **record.to_dict())
+
+    def _rate(self) -> None:
+        """Take the rates from the steps' own times: records arrive in batches."""
+        seconds = sum(record.seconds for record in self._recent)
+        while len(self._recent) > 1 and seconds > _RATE_S:
+            seconds -= self._recent.popleft().seconds
+        self.progress.steps_per_s = len(self._recent) / seconds
+        samples = sum(record.samples for record in self._recent)
+        self.progress.samples_per_s = samples / seconds
 
     def rest(self) -> None:
         """Forget the rates: a generation has ended, and time passes without steps."""
@@ -74,13 +84,6 @@ class ProgressFeed:
         progress.ranks = ranks
         progress.elapsed_s = now - self._started
         progress.billed_gb_s, progress.cost_usd = bill
-        while len(self._recent) > 1 and now - self._recent[0][0] > _RATE_S:
-            self._recent.popleft()
-        if len(self._recent) > 1:
-            span = now - self._recent[0][0]
-            later = list(self._recent)[1:]
-            progress.steps_per_s = len(later) / span
-            progress.samples_per_s = sum(samples for _, _, samples in later) / span
         stalled = progress.state == "running" and now - self._last_step > _STALL_S
         waits = [f"rank {r.rank} waits for {r.waiting_for}" for r in ranks if r.waiting_for]
         progress.stalled = "; ".join(waits) if stalled else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgpack
 
@@ -50,6 +50,11 @@ class _Rank:
     left: bool = False
     lost: bool = False
     suspected: bool = False
+
+    def leave(self) -> None:
+        self.left = True
+        if self.state is not None:
+            self.state = replace(self.state, state="left", waiting_for="")
 
     @property
     def gone(self) -> bool:
@@ -96,6 +101,7 @@ class Supervisor:
         self._view = _View()
         self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
         self._news = asyncio.Event()
+        self._roster_fixed = 0.0
 
     async def run(self) -> Ended:
         """Start the generation and follow it to its end."""
@@ -115,6 +121,7 @@ class Supervisor:
         except StoreError as error:
             return await self._broken(error)
         await self._settle(_SETTLE_S)
+        self._show()
         return Ended(self._view.failure, self._view.reasons)
 
     async def stop(self, reason: StepFlag) -> None:
@@ -134,6 +141,11 @@ class Supervisor:
             fields={"event": b"abort", "failure": packed},
         )
         self._end(Failure.from_dict(msgpack.unpackb(stands)))
+
+    @property
+    def _first_lease_due(self) -> float:
+        """A rank that has claimed may need a moment to its first heartbeat."""
+        return self._roster_fixed + self._limits.lease_s
 
     @property
     def _ttl_s(self) -> float:
@@ -186,6 +198,7 @@ class Supervisor:
             )
             return
         self._view.ranks = {rank: _Rank() for rank in claimed}
+        self._roster_fixed = self._clock()
         await self._store.first(
             self._keys.roster,
             bytes(msgpack.packb({"ranks": claimed})),
@@ -248,7 +261,7 @@ class Supervisor:
         if event == b"claimed":
             self._view.claimed.add(int(notice.fields["rank"]))
         elif event == b"left":
-            self._rank(notice.fields).left = True
+            self._rank(notice.fields).leave()
             self._view.reasons |= StepFlag(int(notice.fields["reasons"]))
             self._end(None)
         elif event == b"abort":
@@ -271,17 +284,22 @@ class Supervisor:
             await self._store.renew(self._keys.client, b"", ttl_s=self._limits.client_lease_s)
             await self._store.check(self._keys.marker)
             await self._look_at_leases()
-            states = [rank.state for rank in self._view.ranks.values() if rank.state]
-            self._feed.pulse(states, self._invocations.bill())
+            self._show()
             await asyncio.sleep(min(self._limits.heartbeat_s, self._limits.client_lease_s / 4))
+
+    def _show(self) -> None:
+        states = [rank.state for rank in self._view.ranks.values() if rank.state]
+        self._feed.pulse(states, self._invocations.bill())
 
     async def _look_at_leases(self) -> None:
         ranks = list(self._view.ranks.items())
         values = await self._store.values([self._keys.lease(number) for number, _ in ranks])
         for (number, rank), value in zip(ranks, values, strict=True):
+            if rank.left:
+                continue
             if value is not None:
                 rank.state = RankState.from_dict(msgpack.unpackb(value))
-            elif not rank.gone:
+            elif not rank.gone and (rank.state or self._clock() > self._first_lease_due):
                 limit = f"{self._limits.lease_s:g} s"
                 await self._lose(number, f"rank {number} has not been heard of for {limit}")
 

@@ -167,7 +167,7 @@ class TaskScheduler:
         self._failures[signature] += 1
         if self._failures[signature] >= _SAME_FAILURE:
             return outcome("failed", f"{failure.message} ({_SAME_FAILURE} times)")
-        self._feed.notice(f"{failure.message}; going on from {_in_words(newest)}")
+        self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
         return None
 
     async def _back_off(self, ended: Ended) -> None:
@@ -179,6 +179,9 @@ class TaskScheduler:
             except TimeoutError:
                 return
 
-
-def _in_words(position: Position | None) -> str:
-    return "the beginning" if position is None else f"step {position.step}"
+    async def _in_words(self, position: Position | None) -> str:
+        """Say what a user calls the step: evaluations are numbered steps too, but not counted."""
+        if position is None:
+            return "the beginning"
+        manifest = await checkpoint.read_manifest(self._objects, self._job.state.job_id, position)
+        return f"step {manifest.info.get('trained', 0)}"

@@ -8,6 +8,8 @@ rank puts the manifest; two writers of one object write the same bytes.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 from smlt.errors import CheckpointError, StoreError
 from smlt.io import checkpoint
@@ -34,7 +36,7 @@ class Ending:
         self._parent = parent
         self._rank = roster.ranks.index(generation.task.rank)
 
-    async def save(self, writer: CheckpointWriter, step: int) -> Manifest:
+    async def save(self, writer: CheckpointWriter, step: int, info: Mapping[str, Any]) -> Manifest:
         """Return the manifest, of this step or a later one, that is committed.
 
         Raises:
@@ -59,7 +61,7 @@ class Ending:
                     await writer.write_part(part)
                 missing = []
             if not missing:
-                await writer.commit(parent=self._parent.position, info=self._parent.info)
+                await writer.commit(parent=self._parent.position, info=info)
             else:
                 await generation.next_news(_POLL_S)
         raise CheckpointError(

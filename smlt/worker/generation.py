@@ -72,6 +72,8 @@ class Generation:
         """Ranks that have said, at an ending, what step they hold."""
         self.state = "claimed"
         self.step = 0
+        self.trained = 0
+        """Training steps done: what a user calls the step."""
         self.aborted: Failure | None = None
         self._news = asyncio.Event()
         self._on_abort = on_abort
@@ -150,7 +152,7 @@ class Generation:
         state = RankState(
             rank=self.task.rank,
             state=self.state,
-            step=self.step,
+            step=self.trained,
             pid=os.getpid(),
             waiting_for=self.notices.waiting_for,
         )

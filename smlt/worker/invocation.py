@@ -124,9 +124,12 @@ class Invocation:
         )
 
     def _saving(self, generation: Generation, roster: Roster, loaded: Loaded) -> PeriodicSave:
-        def copied_state() -> CheckpointWriter:
+        def copied_state() -> tuple[CheckpointWriter, dict[str, Any]]:
             at = Position(generation=self._task.generation, step=generation.step + 1)
-            return loaded.writer(self._objects, self._task.job_id, at, roster.world_size, copy=True)
+            writer = loaded.writer(
+                self._objects, self._task.job_id, at, roster.world_size, copy=True
+            )
+            return writer, loaded.info(at.step)
 
         rank = roster.ranks.index(self._task.rank)
         return PeriodicSave(self._objects, generation, rank, copied_state, loaded.parent)
@@ -200,7 +203,7 @@ class Invocation:
             held = Position(generation=self._task.generation, step=trainer.step)
             writer = loaded.writer(self._objects, self._task.job_id, held, roster.world_size)
             ending = Ending(generation, roster, self._objects, loaded.parent)
-            manifest = await ending.save(writer, held.step)
+            manifest = await ending.save(writer, held.step, loaded.info(held.step))
         if reasons & StepFlag.TARGET and self._task.rank == roster.ranks[0]:
             weights = await self._compute(loaded.task.weights)
             await save_weights(self._objects, JobObjects(self._task.job_id).model, weights)

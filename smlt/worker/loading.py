@@ -33,6 +33,10 @@ _POLL_S = 0.1
 _SAMPLES = "train_samples"
 
 
+TRAINED = "trained"
+"""In a manifest's info: training steps done, which is what a user calls the step."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A rank that is ready for the first step of its generation."""
@@ -43,6 +47,10 @@ class Loaded:
     schedule: Schedule
     parent: Manifest
     """The committed state that it begins from."""
+
+    def info(self, step: int) -> dict[str, Any]:
+        """Return what the manifest of a later state of this job says beside the state."""
+        return {**self.parent.info, TRAINED: self.schedule.at(step).trained}
 
     def writer(
         self, objects: ObjectStore, job_id: str, at: Position, parts: int, *, copy: bool = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from smlt.errors import SmltError
 from smlt.io.checkpoint import CheckpointWriter, prune
@@ -30,7 +31,7 @@ class PeriodicSave:
         objects: ObjectStore,
         generation: Generation,
         rank: int,
-        copied_state: Callable[[], CheckpointWriter],
+        copied_state: Callable[[], tuple[CheckpointWriter, Mapping[str, Any]]],
         parent: Manifest,
     ) -> None:
         self._objects = objects
@@ -52,9 +53,9 @@ class PeriodicSave:
         """Copy the state as it is now, and save the copy; waits for an earlier one to be done."""
         if self._saving is not None:
             await self._saving
-        self._saving = asyncio.create_task(self._save(self._copied_state()))
+        self._saving = asyncio.create_task(self._save(*self._copied_state()))
 
-    async def _save(self, writer: CheckpointWriter) -> None:
+    async def _save(self, writer: CheckpointWriter, info: Mapping[str, Any]) -> None:
         limit_s = self._generation.limits.save_s
         try:
             async with asyncio.timeout(limit_s):
@@ -62,7 +63,7 @@ class PeriodicSave:
                 if self._rank == 0:
                     while await writer.missing_parts():
                         await self._generation.next_news(_POLL_S)
-                    await writer.commit(parent=self._parent.position, info=self._parent.info)
+                    await writer.commit(parent=self._parent.position, info=info)
                     await prune(
                         self._objects,
                         self._generation.task.job_id,

@@ -106,6 +106,7 @@ class Trainer:
             self._generation.step = self.step
             slot = self._schedule.at(self.step)
             self.trained = slot.trained + (not slot.evaluation)
+            self._generation.trained = slot.trained
             flags = self._generation.flags() | self._checkpoint_due()
             if self._schedule.is_last(self.step):
                 flags |= StepFlag.TARGET
