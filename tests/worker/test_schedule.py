@@ -1,0 +1,50 @@
+"""Numbered steps against a loop that counts them one by one."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smlt.worker.schedule import Schedule
+
+
+def counted(per_epoch, evaluates, epochs, steps, limit=500):
+    """Walk through a job as a training script would, and list what it does."""
+    done, trained, epoch = [], 0, 0
+    while epochs is None or epoch < epochs:
+        for batch in range(per_epoch):
+            if steps is not None and trained == steps:
+                break
+            done.append((epoch, batch, False, trained))
+            trained += 1
+        if evaluates:
+            done.append((epoch, None, True, trained))
+        if (steps is not None and trained == steps) or len(done) > limit:
+            break
+        epoch += 1
+    return done[:limit]
+
+
+@given(
+    per_epoch=st.integers(1, 12),
+    evaluates=st.booleans(),
+    epochs=st.none() | st.integers(1, 6),
+    steps=st.none() | st.integers(1, 60),
+)
+def test_schedule_is_the_loop_of_a_training_script(per_epoch, evaluates, epochs, steps):
+    schedule = Schedule(steps_per_epoch=per_epoch, evaluates=evaluates, epochs=epochs, steps=steps)
+    expected = counted(per_epoch, evaluates, epochs, steps)
+    for number, (epoch, batch, evaluation, trained) in enumerate(expected):
+        slot = schedule.at(number)
+        assert (slot.epoch, slot.evaluation, slot.trained) == (epoch, evaluation, trained)
+        if not evaluation:
+            assert slot.batch == batch
+    if schedule.total is not None:
+        assert schedule.total == len(expected)
+        assert schedule.is_last(schedule.total - 1)
+        assert not schedule.is_last(schedule.total - 2)
+        assert schedule.training_steps == sum(not evaluation for _, _, evaluation, _ in expected)
+
+
+def test_job_without_bound_has_no_end():
+    schedule = Schedule(steps_per_epoch=3, evaluates=True, epochs=None, steps=None)
+    assert schedule.total is None
+    assert not schedule.is_last(10**9)

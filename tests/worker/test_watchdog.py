@@ -1,0 +1,47 @@
+"""The watchdog, tried on a process of its own."""
+
+import subprocess
+import sys
+import time
+
+HANGS = """
+import time
+from smlt.worker.watchdog import Watchdog
+with Watchdog(time.monotonic() + {deadline}) as watchdog:
+    {bite}
+    time.sleep({work})
+print("ended by itself")
+"""
+
+
+def run(deadline, work, bite="pass"):
+    code = HANGS.format(deadline=deadline, work=work, bite=bite)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done, time.monotonic() - started
+
+
+def test_process_that_outlives_its_deadline_is_ended_before_it():
+    done, seconds = run(deadline=2.3, work=25)
+    assert done.returncode == 70
+    assert "the function's time limit has passed" in done.stderr
+    assert seconds < 20
+
+
+def test_deadline_can_be_moved_closer_with_its_reason():
+    done, _ = run(600, 25, "watchdog.bite_within(0.2, 'the limit for saving')")
+    assert done.returncode == 70
+    assert "the limit for saving has passed" in done.stderr
+
+
+def test_deadline_cannot_be_moved_away():
+    done, _ = run(2.3, 25, "watchdog.bite_within(60, 'later')")
+    assert done.returncode == 70
+
+
+def test_work_that_ends_in_time_is_left_alone():
+    done, _ = run(deadline=60, work=0.1)
+    assert done.returncode == 0
+    assert done.stdout == "ended by itself\n"
