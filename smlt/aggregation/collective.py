@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from smlt.aggregation.exchange import Exchange, Membership, Shard
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
-from smlt.aggregation.step import AllReduce, Membership, Shard, StepResult
+from smlt.aggregation.step import AllReduce, StepResult
 from smlt.io.frame import Meta
 
 
@@ -17,7 +18,7 @@ class Collective:
 
     def __init__(self, members: Membership, notices: Notices) -> None:
         self.members = members
-        self._notices = notices
+        self._exchange = Exchange(members, notices)
         self._stale: list[str] = []
 
     def begin(
@@ -36,8 +37,7 @@ class Collective:
         shard is ready.
         """
         reduction = AllReduce(
-            self.members,
-            self._notices,
+            self._exchange,
             plan,
             flat,
             step=step,

@@ -79,7 +79,10 @@ class GradientBuffer:
         return np.packbits(bits).tobytes() if bits else b""
 
     def present(self, bits: list[bytes]) -> frozenset[str]:
-        """Return the tensors that had a gradient on some rank, from every shard's merged bits."""
+        """Return the tensors that had a gradient on some rank, from every shard's merged bits.
+
+        A tensor without elements lies in no shard, and is never among them.
+        """
         names: set[str] = set()
         for tensors, packed in zip(self._tensors_of, bits, strict=True):
             flags = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(tensors))

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from smlt.errors import RankMissingError, SmltError
+from smlt.errors import FrameError, RankMissingError, SmltError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore
 
@@ -20,21 +20,34 @@ _READ_S = 1.0
 
 
 class Arrival(NamedTuple):
-    """A shard that has been put: a rank's contribution, or (rank None) the mean."""
+    """A shard that a rank has put: its contribution, or as the shard's owner the mean."""
 
     step: int
     shard: int
-    rank: int | None
+    rank: int
+    is_mean: bool = False
 
     @property
     def fields(self) -> dict[str, bytes]:
-        rank = b"" if self.rank is None else b"%d" % self.rank
-        return {"step": b"%d" % self.step, "shard": b"%d" % self.shard, "rank": rank}
+        return {name: b"%d" % value for name, value in self._asdict().items()}
 
     @classmethod
     def parse(cls, fields: Mapping[str, bytes]) -> Arrival:
-        rank = fields["rank"]
-        return cls(int(fields["step"]), int(fields["shard"]), int(rank) if rank else None)
+        """Read a notice's fields.
+
+        Raises:
+            FrameError: they are not those of a shard.
+        """
+        try:
+            step, shard, rank, is_mean = (int(fields[name]) for name in cls._fields)
+        except (KeyError, ValueError) as exc:
+            raise FrameError(f"a notice announces no shard: {dict(fields)!r:.200}") from exc
+        return cls(step, shard, rank, bool(is_mean))
+
+    def __str__(self) -> str:
+        if self.is_mean:
+            return f"the mean of shard {self.shard} by rank {self.rank}"
+        return f"shard {self.shard} of rank {self.rank}"
 
 
 class Notices:
@@ -54,6 +67,8 @@ class Notices:
         self._arrived: set[Arrival] = set()
         self._waiters: dict[Arrival, asyncio.Future[None]] = {}
         self._failure: SmltError | None = None
+        self._failed = asyncio.Event()
+        self._heard = 0.0
 
     async def run(self) -> None:
         """Read until cancelled; a store that fails fails every wait."""
@@ -68,9 +83,9 @@ class Notices:
     def fail(self, error: SmltError) -> None:
         """Make every present and future wait raise this error; the first one stands."""
         self._failure = self._failure or error
+        self._failed.set()
         for waiter in self._waiters.values():
-            if not waiter.done():
-                waiter.set_exception(self._failure)
+            _wake(waiter)
 
     @property
     def failure(self) -> SmltError | None:
@@ -82,34 +97,42 @@ class Notices:
         if self._failure is not None:
             raise self._failure
 
+    async def failed(self) -> None:
+        """Wait for the failure and raise it."""
+        await self._failed.wait()
+        self.check()
+
     @property
     def waiting_for(self) -> str:
         """What has been waited for the longest, in words; empty when nothing is."""
-        for arrival in self._waiters:
-            return _in_words(arrival)
-        return ""
+        return str(next(iter(self._waiters), ""))
 
     async def wait(self, arrival: Arrival, limit_s: float) -> None:
         """Return once the shard has been announced.
 
+        The limit is on silence: as long as other shards arrive, this one may still be under way.
+
         Raises:
-            RankMissingError: it was not within the limit; names rank, step and shard.
+            RankMissingError: nothing arrived within the limit; names rank, step and shard.
             SmltError: whatever ended the generation meanwhile.
         """
         self.check()
         if arrival in self._arrived:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters[arrival] = waiter
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        waiter = self._waiters[arrival] = loop.create_future()
         try:
-            async with asyncio.timeout(limit_s):
-                await waiter
-        except TimeoutError:
-            raise RankMissingError(
-                f"{_in_words(arrival)} of step {arrival.step} did not come within {limit_s:g} s"
-            ) from None
+            while not waiter.done():
+                left_s = max(begun, self._heard) + limit_s - loop.time()
+                if left_s <= 0:
+                    raise RankMissingError(
+                        f"{arrival} did not come within {limit_s:g} s, in step {arrival.step}"
+                    )
+                await asyncio.wait([waiter], timeout=left_s)
         finally:
             del self._waiters[arrival]
+        self.check()
 
     def forget(self, step: int) -> None:
         """Drop what is known of this step and all before it."""
@@ -121,12 +144,11 @@ class Notices:
             return
         arrival = Arrival.parse(notice.fields)
         self._arrived.add(arrival)
-        waiter = self._waiters.get(arrival)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._heard = asyncio.get_running_loop().time()
+        if arrival in self._waiters:
+            _wake(self._waiters[arrival])
 
 
-def _in_words(arrival: Arrival) -> str:
-    if arrival.rank is None:
-        return f"the mean of shard {arrival.shard}"
-    return f"shard {arrival.shard} of rank {arrival.rank}"
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

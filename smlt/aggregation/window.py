@@ -15,7 +15,8 @@ async def in_order(
 ) -> AsyncGenerator[Result, None]:
     """Yield each coroutine's result in the order given, at most ``window`` of them under way.
 
-    Close it (``contextlib.aclosing``) when not consumed to its end: what is under way is cancelled.
+    Close it (``contextlib.aclosing``) when not consumed to its end: what is under way is cancelled,
+    and has ended when the closing has.
     """
     waiting = iter(starts)
     running: deque[asyncio.Task[Result]] = deque()
@@ -29,3 +30,4 @@ async def in_order(
     finally:
         for task in running:
             task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

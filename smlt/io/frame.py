@@ -74,6 +74,49 @@ def decode_shard_add(
         return _shard_header(codec.decode_add(frame, out, scale=scale))
 
 
+class ShardReducer:
+    """Sums one shard over all ranks straight from their frames, in the fixed tree of ranks.
+
+    A frame is referred to, not copied: its memory must not change before ``add`` has returned its
+    rank, or the sum is finished.
+    """
+
+    def __init__(self, elements: int, world_size: int) -> None:
+        self._elements = elements
+        self._frames = codec.FrameReducer(elements, world_size)
+
+    def verify(self, frame: Buffer) -> ShardHeader:
+        """Check a frame, also on another thread than the reducer is used on.
+
+        Raises:
+            FrameError: the bytes are no frame, are damaged, or hold another number of values.
+        """
+        with _translated():
+            header = codec.verify(frame, max_bytes=4 * self._elements)
+            if (header.dtype, header.count) != ("fp32", self._elements):
+                held = f"{header.count} elements of {header.dtype}"
+                raise ValueError(f"it holds {held}, {self._elements} of fp32 were expected")
+            return _shard_header(header)
+
+    def add(self, rank: int, frame: Buffer) -> list[int]:
+        """Add a verified frame; return the ranks whose memory is free again.
+
+        Raises:
+            FrameError: it was made to pass verification, and does not decode.
+        """
+        with _translated():
+            _, freed = self._frames.add(rank, frame, verify=False)
+            return freed
+
+    def add_own(self, rank: int, shard: NDArray[np.float32]) -> None:
+        """Add values that never were a frame; they may lie where the sum will be written."""
+        self._frames._stream.add(rank, shard)  # type: ignore[attr-defined]
+
+    def finish(self, out: NDArray[np.float32], scale: float) -> None:
+        """Write ``scale`` times the sum, once every rank has been added."""
+        self._frames.finish(out, scale)
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
