@@ -19,7 +19,9 @@ from typing import Any, Self
 from smlt.control.lambda_client import LogEvent
 from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.messages import WorkerTask
+from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation
+from smlt.worker.warm import WarmMemory
 from smlt.worker.watchdog import Watchdog
 
 _NEVER_S = 1e9
@@ -29,10 +31,17 @@ class InlineCloud:
     """Runs every invocation as a task on this loop. An async context manager."""
 
     def __init__(self, code_root: Path) -> None:
-        self._code_root = code_root
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events: list[LogEvent] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="smlt-inline-")
+        self._host = Host(
+            code_root=code_root,
+            cache_dir=Path(self._scratch.name),
+            compute=_on_this_thread,
+            open_store=open_parameter_store,
+            watchdog=Watchdog(time.monotonic() + _NEVER_S),
+            memory=WarmMemory(),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,13 +62,9 @@ class InlineCloud:
         invocation = Invocation(
             WorkerTask.from_dict(payload),
             open_object_store(payload["objects"]),
+            self._host,
             request_id=request_id,
             deadline=time.monotonic() + _NEVER_S,
-            code_root=self._code_root,
-            cache_dir=Path(self._scratch.name),
-            compute=_on_this_thread,
-            open_store=open_parameter_store,
-            watchdog=Watchdog(time.monotonic() + _NEVER_S),
         )
         task = asyncio.create_task(invocation.run())
         self._tasks.add(task)

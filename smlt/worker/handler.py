@@ -11,47 +11,42 @@ from typing import Any
 from smlt.config.function import FunctionEnvironment
 from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.messages import WorkerTask
+from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation
+from smlt.worker.warm import WarmMemory
 from smlt.worker.watchdog import Watchdog
+
+# Lives as long as the execution environment.
+_memory = WarmMemory()
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Take part in one generation as one rank; return what became of it."""
     # Anchored at once to a clock that nobody sets.
     deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000
-    task = WorkerTask.from_dict(event)
     function = FunctionEnvironment.read()
     with (
         Watchdog(deadline) as watchdog,
         ThreadPoolExecutor(1, thread_name_prefix="trainer") as trainer,
     ):
-        return asyncio.run(
-            _serve(task, str(context.aws_request_id), deadline, function, trainer, watchdog)
+
+        async def compute(work: Any, *args: Any) -> Any:
+            return await asyncio.get_running_loop().run_in_executor(trainer, work, *args)
+
+        host = Host(
+            code_root=Path(function.task_root),
+            cache_dir=Path(function.tmp) / "smlt",
+            compute=compute,
+            open_store=open_parameter_store,
+            watchdog=watchdog,
+            memory=_memory,
         )
-
-
-async def _serve(
-    task: WorkerTask,
-    request_id: str,
-    deadline: float,
-    function: FunctionEnvironment,
-    trainer: ThreadPoolExecutor,
-    watchdog: Watchdog,
-) -> dict[str, Any]:
-    loop = asyncio.get_running_loop()
-
-    async def compute(work: Any, *args: Any) -> Any:
-        return await loop.run_in_executor(trainer, work, *args)
-
-    invocation = Invocation(
-        task,
-        open_object_store(task.objects),
-        request_id=request_id,
-        deadline=deadline,
-        code_root=Path(function.task_root),
-        cache_dir=Path(function.tmp) / "smlt",
-        compute=compute,
-        open_store=open_parameter_store,
-        watchdog=watchdog,
-    )
-    return await invocation.run()
+        task = WorkerTask.from_dict(event)
+        invocation = Invocation(
+            task,
+            open_object_store(task.objects),
+            host,
+            request_id=str(context.aws_request_id),
+            deadline=deadline,
+        )
+        return asyncio.run(invocation.run())

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from smlt.aggregation.collective import Collective
@@ -17,22 +16,19 @@ from smlt.errors import AbortedError, SmltError, StoreError
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.io.parameter_store import ParameterStore
 from smlt.io.weights import save_weights
 from smlt.messages import Failure, JobState, Position, StepFlag, WorkerTask
 from smlt.worker.ending import Ending
 from smlt.worker.failures import failure_of
 from smlt.worker.forwarding import NoticeForwarder
 from smlt.worker.generation import Generation, Roster
+from smlt.worker.host import Host
 from smlt.worker.loading import Loaded, Loader
 from smlt.worker.periodic_save import PeriodicSave
-from smlt.worker.trainer import Compute, Trainer
-from smlt.worker.warm import Tag, keep
-from smlt.worker.watchdog import Watchdog
+from smlt.worker.trainer import Trainer
+from smlt.worker.warm import Tag
 
 logger = logging.getLogger(__name__)
-
-OpenStore = Callable[..., ParameterStore]
 
 
 class Invocation:
@@ -42,24 +38,16 @@ class Invocation:
         self,
         task: WorkerTask,
         objects: ObjectStore,
+        host: Host,
         *,
         request_id: str,
         deadline: float,
-        code_root: Path,
-        cache_dir: Path,
-        compute: Compute,
-        open_store: OpenStore,
-        watchdog: Watchdog,
     ) -> None:
         self._task = task
         self._objects = objects
         self._request_id = request_id
         self._deadline = deadline
-        self._code_root = code_root
-        self._cache_dir = cache_dir
-        self._compute = compute
-        self._open_store = open_store
-        self._watchdog = watchdog
+        self._host = host
 
     async def run(self) -> dict[str, Any]:
         """Return what became of this invocation; what went wrong has been told to the client."""
@@ -68,14 +56,18 @@ class Invocation:
         if self._is_superseded(job):
             return {"status": "superseded"}
         limits = job.spec.limits
-        async with self._open_store(self._task.parameters, time_limit_s=limits.store_s) as store:
+        async with self._host.open_store(
+            self._task.parameters, time_limit_s=limits.store_s
+        ) as store:
             generation = Generation(
                 self._task,
                 store,
                 limits,
                 request_id=self._request_id,
                 deadline=self._deadline,
-                on_abort=lambda: self._watchdog.bite_within(limits.save_s, "the limit for saving"),
+                on_abort=lambda: self._host.watchdog.bite_within(
+                    limits.save_s, "the limit for saving"
+                ),
             )
             roster = await generation.join()
             if roster is None:
@@ -95,7 +87,7 @@ class Invocation:
     ) -> dict[str, Any]:
         reasons, failure, loaded, trainer = StepFlag(0), None, None, None
         try:
-            loaded = await self._loader(generation, roster, job).load()
+            loaded = await Loader(generation, roster, job, self._objects, self._host).load()
             async with self._saving(generation, roster, loaded) as saving:
                 with loaded.samples:
                     trainer = self._trainer(generation, roster, job, loaded, saving)
@@ -111,17 +103,6 @@ class Invocation:
         with contextlib.suppress(StoreError):
             await generation.leave(reasons)
         return {"status": "left", "failure": failure.message if failure else None}
-
-    def _loader(self, generation: Generation, roster: Roster, job: JobState) -> Loader:
-        return Loader(
-            generation,
-            roster,
-            job,
-            self._objects,
-            code_root=self._code_root,
-            cache_dir=self._cache_dir,
-            compute=self._compute,
-        )
 
     def _saving(self, generation: Generation, roster: Roster, loaded: Loaded) -> PeriodicSave:
         def copied_state() -> tuple[CheckpointWriter, dict[str, Any]]:
@@ -153,7 +134,7 @@ class Invocation:
 
         async def keep_best() -> None:
             if members.rank == 0:
-                weights = await self._compute(loaded.task.weights)
+                weights = await self._host.compute(loaded.task.weights)
                 await save_weights(self._objects, JobObjects(self._task.job_id).best, weights)
 
         return Trainer(
@@ -164,7 +145,7 @@ class Invocation:
             loaded.samples,
             loaded.schedule,
             loaded.target,
-            self._compute,
+            self._host.compute,
             save=saving.begin,
             keep_best=keep_best,
         )
@@ -179,7 +160,7 @@ class Invocation:
             error,
             rank=self._task.rank,
             step=trainer.trained if trainer else 0,
-            code_root=self._code_root,
+            code_root=self._host.code_root,
         )
         logger.error("%s", failure.message, exc_info=error if failure.traceback else None)
         # A store that is lost cannot be told; every rank finds that out by itself.
@@ -205,11 +186,11 @@ class Invocation:
             ending = Ending(generation, roster, self._objects, loaded.parent)
             manifest = await ending.save(writer, held.step, loaded.info(held.step))
         if reasons & StepFlag.TARGET and self._task.rank == roster.ranks[0]:
-            weights = await self._compute(loaded.task.weights)
+            weights = await self._host.compute(loaded.task.weights)
             await save_weights(self._objects, JobObjects(self._task.job_id).model, weights)
         if manifest.position.step == trainer.step:
             tag = Tag(self._task.job_id, job.spec.code, trainer.step, manifest.digest)
-            keep(tag, loaded.task)
+            self._host.memory.keep(tag, loaded.task)
 
 
 @asynccontextmanager

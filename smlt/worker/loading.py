@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from smlt.errors import CheckpointError, TaskError
@@ -16,9 +15,9 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.tensor import as_tensor
 from smlt.io.weights import read_weights
 from smlt.messages import JobSpec, JobState, Position, WorkerReport
-from smlt.worker import warm
 from smlt.worker.data_iterator import Data
 from smlt.worker.generation import Generation, Roster
+from smlt.worker.host import Host
 from smlt.worker.minibatch_buffer import map_style
 from smlt.worker.sample_order import SampleOrder, virtual_block
 from smlt.worker.samples import Samples
@@ -27,7 +26,7 @@ from smlt.worker.seeding import derive_seed
 from smlt.worker.target import Target
 from smlt.worker.task import Dataset, Task
 from smlt.worker.task_loader import load_task
-from smlt.worker.trainer import Compute
+from smlt.worker.warm import Tag
 
 _POLL_S = 0.1
 _SAMPLES = "train_samples"
@@ -73,19 +72,15 @@ class Loader:
         roster: Roster,
         job: JobState,
         objects: ObjectStore,
-        *,
-        code_root: Path,
-        cache_dir: Path,
-        compute: Compute,
+        host: Host,
     ) -> None:
         self._generation = generation
         self._roster = roster
         self._job = job
         self._spec: JobSpec = job.spec
         self._objects = objects
-        self._code_root = code_root
-        self._cache_dir = cache_dir
-        self._compute = compute
+        self._host = host
+        self._compute = host.compute
         self._rank = roster.ranks.index(generation.task.rank)
 
     async def load(self) -> Loaded:
@@ -101,7 +96,7 @@ class Loader:
         task, manifest = await self._warm()
         fresh = task is None
         if task is None:
-            task = await self._compute(load_task, spec.target, spec.params, self._code_root)
+            task = await self._compute(load_task, spec.target, spec.params, self._host.code_root)
         data = await self._data()
         train = await self._compute(self._dataset, task, data, "train")
         order = SampleOrder(len(train), spec.batch_size, spec.virtual_workers, spec.seed)
@@ -142,8 +137,8 @@ class Loader:
         if parent is None:
             return None, None
         manifest = await checkpoint.read_manifest(self._objects, self._job.job_id, parent)
-        tag = warm.Tag(self._job.job_id, self._spec.code, parent.step, manifest.digest)
-        return warm.take(tag), manifest
+        tag = Tag(self._job.job_id, self._spec.code, parent.step, manifest.digest)
+        return self._host.memory.take(tag), manifest
 
     async def _data(self) -> Data:
         manifest: dict[str, Any] = {"files": {}}
@@ -154,7 +149,7 @@ class Loader:
             manifest["files"],
             fetch=self._objects.read_range,
             local_path=self._objects.local_path,
-            cache_dir=self._cache_dir,
+            cache_dir=self._host.cache_dir,
         )
 
     def _dataset(self, task: Task, data: Data, split: str) -> Dataset:

@@ -17,14 +17,13 @@ from smlt.errors import SmltError
 from smlt.io.frame import Meta
 from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
 from smlt.worker.generation import Generation
+from smlt.worker.host import Compute
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule, Slot
 from smlt.worker.seeding import derive_seed
 from smlt.worker.target import Target
 from smlt.worker.task import Contribution, Task
 
-Compute = Callable[..., Awaitable[Any]]
-"""Run a function on the trainer's own thread, one at a time, in order."""
 Metrics = dict[str, tuple[float, float]]
 """Sums and their weights, by name."""
 

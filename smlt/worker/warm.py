@@ -21,15 +21,17 @@ class Tag:
     digest: str
 
 
-_kept: list[tuple[Tag, Task]] = []
+class WarmMemory:
+    """Holds one task with its state, or none."""
 
+    def __init__(self) -> None:
+        self._kept: tuple[Tag, Task] | None = None
 
-def keep(tag: Tag, task: Task) -> None:
-    """Remember a task that holds the state named by the tag."""
-    _kept[:] = [(tag, task)]
+    def keep(self, tag: Tag, task: Task) -> None:
+        """Remember a task that holds the state named by the tag."""
+        self._kept = (tag, task)
 
-
-def take(tag: Tag) -> Task | None:
-    """Return the task if it holds the state named, and forget it in either case."""
-    kept, task = _kept.pop() if _kept else (None, None)
-    return task if kept == tag else None
+    def take(self, tag: Tag) -> Task | None:
+        """Return the task if it holds the state named, and forget it in either case."""
+        kept, self._kept = self._kept, None
+        return kept[1] if kept is not None and kept[0] == tag else None

@@ -1,0 +1,29 @@
+"""What an execution environment gives to the invocations that run in it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smlt.io.parameter_store import ParameterStore
+from smlt.worker.warm import WarmMemory
+from smlt.worker.watchdog import Watchdog
+
+Compute = Callable[..., Awaitable[Any]]
+"""Run a function on the trainer's own thread, one at a time, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Lambda's environment, a debugger's process, or a test's: the worker does not ask which."""
+
+    code_root: Path
+    """Folder that the user's modules are imported from."""
+    cache_dir: Path
+    """Scratch space for fetched data."""
+    compute: Compute
+    open_store: Callable[..., ParameterStore]
+    watchdog: Watchdog
+    memory: WarmMemory
