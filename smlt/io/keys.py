@@ -66,10 +66,16 @@ class GenerationKeys:
 
     job_id: str
     generation: int
+    lane: str = ""
+    """Apart from other lanes of the generation: steps that run side by side, or a process group."""
 
     @property
     def _tag(self) -> str:
         return f"{job_prefix(self.job_id)}{self.generation}}}"
+
+    @property
+    def _lane(self) -> str:
+        return f"{self._tag}:{self.lane}" if self.lane else self._tag
 
     @property
     def prefix(self) -> str:
@@ -110,15 +116,75 @@ class GenerationKeys:
 
     def contributions(self, owner: int) -> str:
         """Stream: shards put for this owner."""
-        return f"{self._tag}:contributions:{owner}"
+        return f"{self._lane}:contributions:{owner}"
 
     @property
     def means(self) -> str:
         """Stream: means put by their owners."""
-        return f"{self._tag}:means"
+        return f"{self._lane}:means"
 
     def contribution(self, step: int, shard: int, rank: int) -> str:
-        return f"{self._tag}:{step}:{shard}:{rank}"
+        return f"{self._lane}:{step}:{shard}:{rank}"
 
     def mean(self, step: int, shard: int) -> str:
-        return f"{self._tag}:{step}:{shard}:mean"
+        return f"{self._lane}:{step}:{shard}:mean"
+
+    def layout(self, step: int) -> str:
+        """What the first rank to come there averages in this step."""
+        return f"{self._lane}:layout:{step}"
+
+    def inbox(self, rank: int) -> str:
+        """Stream: parcels for this rank alone, and what others have fetched of its own."""
+        return f"{self._lane}:inbox:{rank}"
+
+    @property
+    def board(self) -> str:
+        """Stream: parcels for every rank."""
+        return f"{self._lane}:board"
+
+    def parcel(self, label: str, source: int) -> str:
+        return f"{self._lane}:parcel:{label}:{source}"
+
+    def fetched(self, rank: int) -> str:
+        """An empty value: what a rank says of parcels is in the notice beside it."""
+        return f"{self._lane}:fetched:{rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """Keys by which the ranks of a drop-in job find one another.
+
+    The sessions of a job are numbered; each is a generation of its own, with a random number that
+    its founder chose. A slash keeps the name apart from every trained job.
+    """
+
+    job: str
+
+    @property
+    def job_id(self) -> str:
+        return f"dropin/{self.job}"
+
+    @property
+    def _tag(self) -> str:
+        return f"{job_prefix(self.job_id)}sessions}}"
+
+    @property
+    def marker(self) -> str:
+        return f"{self._tag}:marker"
+
+    @property
+    def newest(self) -> str:
+        """A hint where to begin to look."""
+        return f"{self._tag}:newest"
+
+    def founding(self, session: int) -> str:
+        """What the first rank to come laid down."""
+        return f"{self._tag}:{session}:founding"
+
+    def end(self, session: int) -> str:
+        """Why the session is over, by whoever said so first."""
+        return f"{self._tag}:{session}:end"
+
+    def lease(self, generation: int, nonce: str) -> str:
+        """Of one process: what it says of itself while it lives."""
+        return f"{GenerationKeys(self.job_id, generation).prefix}lease:{nonce}"
