@@ -17,7 +17,12 @@
 #define PRIME64_4 0x85EBCA77C2B2AE63ull
 #define PRIME64_5 0x27D4EB2F165667C5ull
 
-enum { STRIPE = 64, SECRET_BYTES = 192, STRIPES_PER_ROUND = (SECRET_BYTES - STRIPE) / 8 };
+enum {
+    STRIPE = 64,
+    SECRET_BYTES = 192,
+    STRIPES_PER_ROUND = (SECRET_BYTES - STRIPE) / 8,
+    ROUND = STRIPE * STRIPES_PER_ROUND,
+};
 
 static const uint8_t xxh3_secret[SECRET_BYTES] = {
     0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
@@ -102,7 +107,7 @@ static uint64_t xxh3_to_240(const uint8_t *p, size_t n) {
     return avalanche(h + mix16(p + n - 16, secret + 136 - 17));
 }
 
-static void accumulate_portable(uint64_t *acc, const uint8_t *p, const uint8_t *secret, size_t stripes) {
+static void accumulate(uint64_t *acc, const uint8_t *p, const uint8_t *secret, size_t stripes) {
     for (size_t s = 0; s < stripes; s++, p += STRIPE, secret += 8)
         for (int i = 0; i < 8; i++) {
             const uint64_t value = read64(p + 8 * i), keyed = value ^ read64(secret + 8 * i);
@@ -111,51 +116,67 @@ static void accumulate_portable(uint64_t *acc, const uint8_t *p, const uint8_t *
         }
 }
 
-#ifdef SMLT_X86
-__attribute__((target("avx2"))) static void
-accumulate_avx2(uint64_t *acc, const uint8_t *p, const uint8_t *secret, size_t stripes) {
-    __m256i sum[2] = {_mm256_loadu_si256((__m256i *)acc), _mm256_loadu_si256((__m256i *)(acc + 4))};
-    for (size_t s = 0; s < stripes; s++, p += STRIPE, secret += 8)
-        for (int i = 0; i < 2; i++) {
-            const __m256i value = _mm256_loadu_si256((const __m256i *)(p + 32 * i));
-            const __m256i keyed =
-                _mm256_xor_si256(value, _mm256_loadu_si256((const __m256i *)(secret + 32 * i)));
-            const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
-            sum[i] = _mm256_add_epi64(sum[i], _mm256_shuffle_epi32(value, 0x4e));
-            sum[i] = _mm256_add_epi64(sum[i], product);
-        }
-    _mm256_storeu_si256((__m256i *)acc, sum[0]);
-    _mm256_storeu_si256((__m256i *)(acc + 4), sum[1]);
-}
-#endif
-
-static void accumulate(uint64_t *acc, const uint8_t *p, const uint8_t *secret, size_t stripes) {
-#ifdef SMLT_X86
-    if (lanes != &kernels_baseline) {
-        accumulate_avx2(acc, p, secret, stripes);
-        return;
-    }
-#endif
-    accumulate_portable(acc, p, secret, stripes);
-}
-
-static uint64_t xxh3_long(const uint8_t *p, size_t n) {
-    const uint8_t *secret = xxh3_secret;
-    const size_t round = STRIPE * STRIPES_PER_ROUND, rounds = (n - 1) / round;
-    uint64_t acc[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3, PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1};
-    for (size_t r = 0; r < rounds; r++) {
-        accumulate(acc, p + r * round, secret, STRIPES_PER_ROUND);
+/* Whole rounds of sixteen stripes, each followed by a scramble of the accumulators. */
+static void whole_rounds(uint64_t *acc, const uint8_t *p, size_t rounds) {
+    for (size_t r = 0; r < rounds; r++, p += ROUND) {
+        accumulate(acc, p, xxh3_secret, STRIPES_PER_ROUND);
         for (int i = 0; i < 8; i++) {
-            const uint64_t key = read64(secret + SECRET_BYTES - STRIPE + 8 * i);
+            const uint64_t key = read64(xxh3_secret + SECRET_BYTES - STRIPE + 8 * i);
             acc[i] = (acc[i] ^ (acc[i] >> 47) ^ key) * PRIME32_1;
         }
     }
-    accumulate(acc, p + rounds * round, secret, (n - 1 - rounds * round) / STRIPE);
-    accumulate(acc, p + n - STRIPE, secret + SECRET_BYTES - STRIPE - 7, 1);
+}
+
+#ifdef SMLT_X86
+#define AVX2 __attribute__((target("avx2")))
+
+AVX2 static inline __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+AVX2 static inline __m256i accumulated(__m256i acc, const uint8_t *p, const uint8_t *secret) {
+    const __m256i value = load256(p), keyed = _mm256_xor_si256(value, load256(secret));
+    const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
+    acc = _mm256_add_epi64(acc, _mm256_shuffle_epi32(value, 0x4e));
+    return _mm256_add_epi64(acc, product);
+}
+
+AVX2 static inline __m256i scrambled(__m256i acc, const uint8_t *secret) {
+    const __m256i prime = _mm256_set1_epi64x(PRIME32_1);
+    acc = _mm256_xor_si256(acc, _mm256_srli_epi64(acc, 47));
+    acc = _mm256_xor_si256(acc, load256(secret));
+    const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(acc, 32), prime);
+    return _mm256_add_epi64(_mm256_mul_epu32(acc, prime), _mm256_slli_epi64(high, 32));
+}
+
+AVX2 static void whole_rounds_avx2(uint64_t *acc, const uint8_t *p, size_t rounds) {
+    __m256i low = load256(acc), high = load256(acc + 4);
+    for (size_t r = 0; r < rounds; r++) {
+        for (int s = 0; s < STRIPES_PER_ROUND; s++, p += STRIPE) {
+            low = accumulated(low, p, xxh3_secret + 8 * s);
+            high = accumulated(high, p + 32, xxh3_secret + 8 * s + 32);
+        }
+        low = scrambled(low, xxh3_secret + SECRET_BYTES - STRIPE);
+        high = scrambled(high, xxh3_secret + SECRET_BYTES - STRIPE + 32);
+    }
+    _mm256_storeu_si256((__m256i *)acc, low);
+    _mm256_storeu_si256((__m256i *)(acc + 4), high);
+}
+#endif
+
+static uint64_t xxh3_long(const uint8_t *p, size_t n) {
+    const size_t rounds = (n - 1) / ROUND, rest = n - 1 - rounds * ROUND;
+    uint64_t acc[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3,
+                       PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1};
+#ifdef SMLT_X86
+    if (lanes != &kernels_baseline) whole_rounds_avx2(acc, p, rounds);
+    else
+#endif
+        whole_rounds(acc, p, rounds);
+    accumulate(acc, p + rounds * ROUND, xxh3_secret, rest / STRIPE);
+    accumulate(acc, p + n - STRIPE, xxh3_secret + SECRET_BYTES - STRIPE - 7, 1);
     uint64_t h = n * PRIME64_1;
     for (int i = 0; i < 4; i++)
-        h += fold_product(acc[2 * i] ^ read64(secret + 11 + 16 * i),
-                          acc[2 * i + 1] ^ read64(secret + 19 + 16 * i));
+        h += fold_product(acc[2 * i] ^ read64(xxh3_secret + 11 + 16 * i),
+                          acc[2 * i + 1] ^ read64(xxh3_secret + 19 + 16 * i));
     return avalanche(h);
 }
 
