@@ -6,6 +6,7 @@ All of it travels as JSON or msgpack built from plain fields, never as pickles.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Self, get_type_hints
@@ -204,5 +205,5 @@ class Failure(_Plain):
 
     @property
     def signature(self) -> tuple[str, str]:
-        """What makes two failures the same one."""
-        return self.kind, self.message
+        """What makes two failures the same one: whichever rank was the first to meet it."""
+        return self.kind, re.sub(r"\brank \d+", "rank", self.message)

@@ -1,0 +1,102 @@
+"""A Lambda service whose functions are tasks on the test's event loop: real workers, no processes.
+
+Scheduler, workers, stores' clients and checkpoints are the product's own code. A rank is killed by
+cancelling its task, after which it says nothing more, as a process that was killed.
+"""
+
+import asyncio
+import itertools
+import time
+
+from smlt.control.lambda_client import LogEvent
+from smlt.errors import CloudError
+from smlt.io.stores import open_object_store, open_parameter_store
+from smlt.messages import WorkerTask
+from smlt.worker.host import Host
+from smlt.worker.invocation import Invocation
+from smlt.worker.warm import WarmMemory
+from smlt.worker.watchdog import Watchdog
+
+
+class OneLoopCloud:
+    def __init__(self, code_root, cache_dir):
+        self._code_root = code_root
+        self._cache_dir = cache_dir
+        self._ids = itertools.count()
+        self._free = []
+        self.running = {}
+        self.invoked = []
+        self.results = []
+        self.events = []
+        self.computed = 0
+        """Pieces of work done on trainers' threads: a clock for faults that no load changes."""
+        self.refusals = 0
+        self.twice = False
+
+    async def create_function(self, name, package, **settings):
+        return "1"
+
+    async def invoke(self, name, qualifier, payload):
+        if self.refusals:
+            self.refusals -= 1
+            raise CloudError("invoking f failed: TooManyRequestsException: Rate exceeded")
+        request_id = f"request-{next(self._ids)}"
+        self.invoked.append((payload["generation"], payload["rank"]))
+        for _ in range(1 + self.twice):
+            self._start(request_id, payload)
+        return request_id
+
+    def _start(self, request_id, payload):
+        memory = self._free.pop() if self._free else WarmMemory()
+        host = Host(
+            code_root=self._code_root,
+            cache_dir=self._cache_dir,
+            compute=self._compute,
+            open_store=open_parameter_store,
+            watchdog=Watchdog(time.monotonic() + 1e6),
+            memory=memory,
+        )
+        invocation = Invocation(
+            WorkerTask.from_dict(payload),
+            open_object_store(payload["objects"]),
+            host,
+            request_id=request_id,
+            deadline=time.monotonic() + 1e6,
+        )
+        task = asyncio.create_task(invocation.run())
+        self.running[task] = payload["rank"]
+        task.add_done_callback(lambda task: self._ended(request_id, task, memory))
+
+    async def _compute(self, work, *args):
+        await asyncio.sleep(0)
+        self.computed += 1
+        return work(*args)
+
+    def _ended(self, request_id, task, memory):
+        self.running.pop(task)
+        status = ""
+        if task.cancelled():
+            status = "\tStatus: error\tError Type: Runtime.ExitError"
+        elif task.exception() is not None:
+            raise task.exception()
+        else:
+            self._free.append(memory)
+            self.results.append(task.result())
+        self.events += [
+            LogEvent(request_id, int(time.time() * 1000), line)
+            for line in (
+                f"START RequestId: {request_id} Version: 1",
+                f"REPORT RequestId: {request_id}\tBilled Duration: 10 ms\tMemory Size: 128 MB\t"
+                f"Max Memory Used: 50 MB{status}",
+            )
+        ]
+
+    def kill(self, rank):
+        """Kill a rank if it runs; it gets no word out."""
+        victims = [task for task, at in self.running.items() if at == rank]
+        for task in victims:
+            task.cancel()
+        return bool(victims)
+
+    async def log_events(self, name, since_ms):
+        return [event for event in self.events if event.timestamp_ms >= since_ms]

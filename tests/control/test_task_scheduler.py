@@ -1,0 +1,355 @@
+"""Jobs through their generations: real scheduler and workers on one loop, over memory stores."""
+
+import asyncio
+import hashlib
+import itertools
+import random
+import time
+
+import numpy as np
+import pytest
+
+from smlt.control.event_log import EventLog
+from smlt.control.invocations import Invocations
+from smlt.control.job import Job
+from smlt.control.progress import Progress
+from smlt.control.progress_feed import ProgressFeed
+from smlt.control.supervisor import Function
+from smlt.control.task_scheduler import TaskScheduler
+from smlt.io import checkpoint
+from smlt.io.keys import JobObjects
+from smlt.io.memory import MemoryObjectStore, MemoryParameterStore, forget
+from smlt.io.weights import read_weights
+from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.worker.sample_order import SampleOrder
+from tests.control.one_loop_cloud import OneLoopCloud
+
+TASK = '''
+import numpy as np
+import smlt
+
+class Drift(smlt.Task):
+    """Weights that take a long walk: any lost or doubled step shows in their bits."""
+
+    def __init__(self, fail_at: int = -1, fail_times: int = 99, nan_at: int = -1):
+        self.fail_at, self.fail_times, self.nan_at = fail_at, fail_times, nan_at
+
+    def dataset(self, data, split):
+        return list(np.linspace(-1, 1, 96, dtype=np.float32))
+
+    def initialize(self, seed, total_steps):
+        rng = np.random.default_rng(seed)
+        self.w = rng.normal(size=200).astype(np.float32)
+        self.m = np.zeros(200, np.float32)
+        self.steps = np.zeros((), np.int64)
+
+    def state(self):
+        return {"w": self.w, "m": self.m, "steps": self.steps}
+
+    def weights(self):
+        return {"w": self.w}
+
+    def gradients(self, samples, into, ready):
+        step = int(self.steps)
+        if step == self.fail_at and Drift.failures < self.fail_times:
+            Drift.failures += 1
+            raise RuntimeError(f"boom at {step}")
+        noise = np.random.default_rng(step).normal(size=200).astype(np.float32)
+        for x in samples:
+            into["w"] += np.sin(self.w * x) + 0.1 * noise * x
+        loss = float(sum(np.cos(self.w * x).sum() for x in samples))
+        return smlt.Contribution(float("nan") if step == self.nan_at else loss)
+
+    def apply(self, mean, present):
+        self.m *= 0.9
+        self.m += mean["w"]
+        self.w -= 0.05 * self.m
+        self.steps += 1
+
+    failures = 0
+'''
+
+QUICK = Limits(
+    lease_s=2.0, heartbeat_s=0.05, start_s=10, step_s=10, save_s=10, store_s=2, client_lease_s=2
+)
+LIMIT_S = 60
+names = itertools.count()
+
+
+class Town:
+    """One job with everything it needs."""
+
+    def __init__(self, folder, **settings):
+        (folder / "drift.py").write_text(TASK)
+        (folder / "logs").mkdir()
+        self.name = f"town-{next(names)}"
+        self.objects = MemoryObjectStore(self.name)
+        self.store = MemoryParameterStore(self.name)
+        self.cloud = OneLoopCloud(folder, folder)
+        self.folder = folder
+        self.workers = settings.pop("workers", 3)
+        settings = {"epochs": 6, "batch_size": 16, "seed": 5, "limits": QUICK} | settings
+        self.spec = JobSpec(target="drift.py:Drift", **settings)
+        self.progress = Progress()
+
+    async def scheduler(self):
+        plan = ResourcePlan(workers=self.workers, memory_mb=128)
+        job = await Job.create(self.objects, "drift", self.spec, plan)
+        return TaskScheduler(
+            job,
+            objects=self.objects,
+            store=self.store,
+            cloud=self.cloud,
+            function=Function(name="f", version="1", memory_mb=128),
+            invocations=Invocations(self.folder / "logs"),
+            feed=ProgressFeed(self.progress, EventLog(self.folder / "events.jsonl")),
+            objects_url=self.objects.url,
+            parameters_url=self.store.url,
+        )
+
+    async def run(self, *beside):
+        scheduler = await self.scheduler()
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(task(scheduler)) for task in beside]
+            outcome = await scheduler.run()
+            for task in tasks:
+                task.cancel()
+        await asyncio.gather(*self.cloud.running, return_exceptions=True)
+        return outcome
+
+    async def weights(self):
+        found = await read_weights(self.objects, JobObjects("drift").model)
+        return hashlib.sha256(found["w"].data).hexdigest()
+
+    async def until(self, condition):
+        limit = time.monotonic() + LIMIT_S
+        while not condition():
+            assert time.monotonic() < limit, "the condition never came"
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def town(tmp_path):
+    return lambda **settings: Town(tmp_path, **settings)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    async def scenario():
+        quiet = Town(tmp_path_factory.mktemp("quiet"))
+        outcome = await quiet.run()
+        assert (outcome.status, outcome.generations) == ("completed", 1)
+        return await quiet.weights()
+
+    return asyncio.run(scenario())
+
+
+def test_job_of_one_generation_leaves_its_model_and_a_checkpoint_of_the_last_step(town):
+    async def scenario():
+        job = town()
+        outcome = await job.run()
+        kept = await checkpoint.read(job.objects, "drift", outcome.newest)
+        return outcome, kept.tensors["w"].numpy(), await read_weights(
+            job.objects, JobObjects("drift").model
+        )
+
+    outcome, saved, model = asyncio.run(scenario())
+    assert outcome.newest.step == 36
+    assert (saved == model["w"].numpy()).all()
+
+
+def in_one_process():
+    """What the job computes, as a plain loop in float64 over whole batches."""
+    x = np.linspace(-1, 1, 96, dtype=np.float32).astype(np.float64)
+    order = SampleOrder(96, 16, 16, seed=5)
+    w = np.random.default_rng(5).normal(size=200).astype(np.float32).astype(np.float64)
+    m = np.zeros(200)
+    for step in range(36):
+        rows = order.batch(*divmod(step, 6), range(16))
+        noise = np.random.default_rng(step).normal(size=200).astype(np.float32)
+        mean = np.mean([np.sin(w * x[row]) + 0.1 * noise * x[row] for row in rows], axis=0)
+        m = 0.9 * m + mean
+        w = w - 0.05 * m
+    return w
+
+
+@pytest.mark.parametrize(("workers", "aggregators"), [(1, None), (2, 1), (3, 2), (5, None), (8, 3)])
+def test_weights_are_those_of_one_process_to_rounding(town, workers, aggregators):
+    async def scenario():
+        job = town(workers=workers, aggregators=aggregators, shard_bytes=256)
+        await job.run()
+        found = await read_weights(job.objects, JobObjects("drift").model)
+        return found["w"].numpy()
+
+    np.testing.assert_allclose(asyncio.run(scenario()), in_one_process(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ranks_killed_at_random_moments_leave_no_trace_in_the_weights(town, undisturbed, seed):
+    rng = random.Random(seed)
+
+    async def scenario():
+        job = town()
+
+        async def killer(scheduler):
+            for _ in range(rng.randint(1, 3)):
+                at = job.cloud.computed + rng.randint(1, 60)
+                await job.until(lambda at=at: job.cloud.computed >= at)
+                killed.append(job.cloud.kill(rng.randrange(3)))
+
+        killed = []
+        outcome = await job.run(killer)
+        return outcome, await job.weights(), killed
+
+    outcome, weights, killed = asyncio.run(scenario())
+    assert outcome.status == "completed"
+    assert any(killed)
+    assert outcome.generations > 1
+    assert weights == undisturbed
+
+
+def test_all_ranks_killed_at_once_begin_again_from_the_newest_checkpoint(town, undisturbed):
+    async def scenario():
+        job = town(checkpoint_s=0.05)
+
+        async def killer(scheduler):
+            await job.until(lambda: job.cloud.computed >= 120)
+            for rank in range(3):
+                job.cloud.kill(rank)
+
+        outcome = await job.run(killer)
+        return outcome, await job.weights()
+
+    outcome, weights = asyncio.run(scenario())
+    assert outcome.generations == 2
+    assert weights == undisturbed
+
+
+def test_store_that_loses_everything_costs_a_generation_and_no_bits(town, undisturbed):
+    async def scenario():
+        job = town()
+
+        async def flush(scheduler):
+            await job.until(lambda: job.cloud.computed >= 60)
+            kept = dict(job.objects._contents.objects)
+            forget(job.name)
+            job.objects._contents.objects.update(kept)
+
+        outcome = await job.run(flush)
+        return outcome, await job.weights()
+
+    outcome, weights = asyncio.run(scenario())
+    assert outcome.generations == 2
+    assert weights == undisturbed
+
+
+def test_events_delivered_twice_change_nothing(town, undisturbed):
+    async def scenario():
+        job = town()
+        job.cloud.twice = True
+        outcome = await job.run()
+        return outcome, await job.weights(), job.cloud.results
+
+    outcome, weights, results = asyncio.run(scenario())
+    assert outcome.generations == 1
+    assert weights == undisturbed
+    assert sum(result["status"] == "not needed" for result in results) == 3
+
+
+def test_throttled_invocations_are_tried_again(town, undisturbed):
+    async def scenario():
+        job = town()
+        job.cloud.refusals = 2
+        outcome = await job.run()
+        return outcome, await job.weights(), job.progress.notices
+
+    outcome, weights, notices = asyncio.run(scenario())
+    assert (outcome.status, weights) == ("completed", undisturbed)
+    assert any("TooManyRequests" in notice for notice in notices)
+
+
+def test_failure_that_passes_is_survived(town, undisturbed):
+    async def scenario():
+        job = town(params={"fail_at": 7, "fail_times": 1})
+        outcome = await job.run()
+        return outcome, await job.weights()
+
+    outcome, weights = asyncio.run(scenario())
+    assert outcome.generations == 2
+    assert weights == undisturbed
+
+
+def test_failure_that_comes_again_ends_the_job_with_its_traceback_and_checkpoint(town):
+    async def scenario():
+        job = town(params={"fail_at": 7})
+        return await job.run()
+
+    outcome = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("failed", 3)
+    assert "RuntimeError: boom at 7" in outcome.message
+    assert "drift.py" in outcome.failure.traceback
+    assert outcome.newest.step == 7
+
+
+def test_loss_that_is_no_number_ends_the_job_at_once(town):
+    async def scenario():
+        job = town(params={"nan_at": 4})
+        return await job.run()
+
+    outcome = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("failed", 1)
+    assert "step 5" in outcome.message
+    assert "nan" in outcome.message
+    assert outcome.newest.step == 4
+
+
+def test_stop_on_request_keeps_a_checkpoint_that_all_ranks_agreed_on(town):
+    async def scenario():
+        job = town(epochs=10_000)
+
+        async def stop(scheduler):
+            await job.until(lambda: job.progress.step >= 5)
+            await scheduler.request_stop()
+            await asyncio.sleep(LIMIT_S)
+
+        outcome = await job.run(stop)
+        kept = await checkpoint.read(job.objects, "drift", outcome.newest)
+        return outcome, int(kept.tensors["steps"].numpy()), job.progress.step
+
+    outcome, saved, shown = asyncio.run(scenario())
+    assert outcome.status == "stopped"
+    assert saved == outcome.newest.step == shown
+
+
+def test_later_generations_find_their_state_in_warm_memory(town, undisturbed):
+    async def scenario():
+        job = town(workers=1)
+        loads = []
+        read = checkpoint.read
+
+        async def counted(*args):
+            loads.append(args)
+            return await read(*args)
+
+        checkpoint.read = counted
+        try:
+            task = {"fail_at": 7, "fail_times": 1}
+            job.spec = JobSpec.from_dict({**job.spec.to_dict(), "params": task})
+            outcome = await job.run()
+        finally:
+            checkpoint.read = read
+        return outcome, len(loads)
+
+    outcome, loads = asyncio.run(scenario())
+    assert outcome.generations == 2
+    assert loads == 1
+
+
+def test_nothing_of_a_job_is_left_in_the_parameter_store(town):
+    async def scenario():
+        job = town()
+        await job.run()
+        contents = job.store._contents
+        return [*contents.values, *contents.streams]
+
+    assert asyncio.run(scenario()) == []
