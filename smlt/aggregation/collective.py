@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from smlt.aggregation.exchange import Exchange, Membership, Shard
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
+from smlt.aggregation.transfer import Membership, Shard, Transfer
 from smlt.io.frame import Meta
 
 
@@ -18,7 +18,7 @@ class Collective:
 
     def __init__(self, members: Membership, notices: Notices) -> None:
         self.members = members
-        self._exchange = Exchange(members, notices)
+        self._transfer = Transfer(members, notices)
         self._stale: list[str] = []
 
     def begin(
@@ -37,7 +37,7 @@ class Collective:
         shard is ready.
         """
         reduction = AllReduce(
-            self._exchange,
+            self._transfer,
             plan,
             flat,
             step=step,

@@ -16,9 +16,9 @@ from operator import or_
 
 import numpy as np
 
-from smlt.aggregation.exchange import Exchange, Membership, Room, Shard, Spans
 from smlt.aggregation.notices import Arrival
 from smlt.aggregation.shard_plan import ShardPlan
+from smlt.aggregation.transfer import Membership, Room, Shard, Spans, Transfer
 from smlt.aggregation.window import in_order
 from smlt.errors import FrameError
 from smlt.io import frame
@@ -53,7 +53,7 @@ class AllReduce:
 
     def __init__(
         self,
-        exchange: Exchange,
+        transfer: Transfer,
         plan: ShardPlan,
         flat: Shard,
         *,
@@ -63,9 +63,9 @@ class AllReduce:
         meta: Callable[[int], frame.Meta],
         stale: Sequence[str] = (),
     ) -> None:
-        self._exchange = exchange
-        self._rank = exchange.members.rank
-        self._world_size = exchange.members.world_size
+        self._transfer = transfer
+        self._rank = transfer.members.rank
+        self._world_size = transfer.members.world_size
         self._plan = plan
         self._flat = flat
         self._step = step
@@ -76,7 +76,7 @@ class AllReduce:
         self._ready = [asyncio.Event() for _ in range(plan.shards)]
         self._settled = asyncio.Event()
         self._reductions = asyncio.Semaphore(_REDUCTIONS)
-        self._spans = Spans(exchange.members.clock)
+        self._spans = Spans(transfer.members.clock)
         self._result = StepResult(0, 0.0, [frame.Meta()] * plan.shards, self._spans.seconds)
 
     def ready(self, shard: int) -> None:
@@ -93,13 +93,13 @@ class AllReduce:
         try:
             async with asyncio.TaskGroup() as group:
                 # An abort also ends what waits for no notice: backward, or a store that hangs.
-                watching = group.create_task(self._exchange.notices.failed())
+                watching = group.create_task(self._transfer.notices.failed())
                 await self._take_part()
                 watching.cancel()
         except ExceptionGroup as errors:
             # One cause ends the step; the others are its echoes.
             raise _first(errors) from None
-        self._exchange.notices.forget(self._step)
+        self._transfer.notices.forget(self._step)
         return self._result
 
     async def _take_part(self) -> None:
@@ -114,12 +114,12 @@ class AllReduce:
         span = self._flat[self._plan.span(shard)]
         await self._ready[shard].wait()
         owner = self._plan.owner(shard)
-        stream = self._exchange.members.keys.contributions(owner)
+        stream = self._transfer.members.keys.contributions(owner)
         await self._put(Arrival(self._step, shard, self._rank), stream, span, self._header(shard))
         mean = Arrival(self._step, shard, owner, is_mean=True)
         decode = partial(frame.decode_shard_into, out=span)
-        header, room = await self._exchange.fetch(mean, span.nbytes, decode, self._spans)
-        self._exchange.give_back([room])
+        header, room = await self._transfer.fetch(mean, span.nbytes, decode, self._spans)
+        self._transfer.give_back([room])
         self._settle(shard, header)
 
     async def _reduce(self, shard: int) -> None:
@@ -130,7 +130,7 @@ class AllReduce:
             header = await self._average(shard, span)
         if self._world_size > 1:
             mean = Arrival(self._step, shard, self._rank, is_mean=True)
-            await self._put(mean, self._exchange.members.keys.means, span, header)
+            await self._put(mean, self._transfer.members.keys.means, span, header)
         self._settle(shard, header)
 
     async def _average(self, shard: int, span: Shard) -> frame.ShardHeader:
@@ -148,13 +148,13 @@ class AllReduce:
         async with aclosing(in_order(starts, _AHEAD)) as contributions:
             async for rank, (data, headers[rank]), rooms[rank] in contributions:
                 with self._spans.during("reduce"):
-                    freed = await self._exchange.offload(span.nbytes, reducer.add, rank, data)
-                self._exchange.give_back(rooms.pop(other) for other in freed if other in rooms)
+                    freed = await self._transfer.offload(span.nbytes, reducer.add, rank, data)
+                self._transfer.give_back(rooms.pop(other) for other in freed if other in rooms)
         weight = sum(headers[rank].weight for rank in range(self._world_size))
         with self._spans.during("reduce"):
             scale = 1.0 / weight if weight else 0.0
-            await self._exchange.offload(span.nbytes, reducer.finish, span, scale)
-        self._exchange.give_back(rooms.values())
+            await self._transfer.offload(span.nbytes, reducer.finish, span, scale)
+        self._transfer.give_back(rooms.values())
         flags = reduce(or_, (header.flags for header in headers.values()))
         metas = [headers[rank].meta for rank in range(self._world_size)]
         return frame.ShardHeader(flags, weight, _merged(metas, shard))
@@ -166,7 +166,7 @@ class AllReduce:
             return data, reducer.verify(data)
 
         arrival = Arrival(self._step, shard, rank)
-        found, room = await self._exchange.fetch(arrival, nbytes, verified, self._spans)
+        found, room = await self._transfer.fetch(arrival, nbytes, verified, self._spans)
         return rank, found, room
 
     def _header(self, shard: int) -> frame.ShardHeader:
@@ -177,13 +177,13 @@ class AllReduce:
     ) -> None:
         # Readers lag by a step at the most; twice that leaves room for repeats.
         keep = 4 * self._plan.shards * self._world_size
-        await self._exchange.put(arrival, span, header, self._spans, stream=stream, keep=keep)
+        await self._transfer.put(arrival, span, header, self._spans, stream=stream, keep=keep)
 
     async def _discard_stale(self) -> None:
         """Free what the step before left, once any shard proves that every rank has applied it."""
         await self._settled.wait()
         if self._stale:
-            await self._exchange.members.store.discard(self._stale)
+            await self._transfer.members.store.discard(self._stale)
 
     def frames(self) -> list[str]:
         """Return the keys of the shards that this rank owns, for the next step to discard."""
@@ -192,7 +192,7 @@ class AllReduce:
             for shard in self._plan.owned(self._rank)
             for rank in range(self._world_size)
         ]
-        return [self._exchange.key(arrival) for arrival in arrivals]
+        return [self._transfer.key(arrival) for arrival in arrivals]
 
     def _settle(self, shard: int, header: frame.ShardHeader) -> None:
         self._result.flags |= header.flags

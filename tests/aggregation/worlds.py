@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from smlt.aggregation.collective import Collective
-from smlt.aggregation.exchange import Membership
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import plan_shards
+from smlt.aggregation.transfer import Membership
 from smlt.errors import AbortedError
 from smlt.io.frame import Meta
 from smlt.io.keys import GenerationKeys

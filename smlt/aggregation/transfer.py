@@ -1,0 +1,172 @@
+"""One rank's way to the parameter store: put shards, and fetch what others have put."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smlt._core import codec
+from smlt.aggregation.notices import Arrival, Notices
+from smlt.errors import FrameError, StoreFullError
+from smlt.io import frame
+from smlt.io.keys import GenerationKeys
+from smlt.io.parameter_store import ParameterStore
+
+# At most this many frames of one rank are under way in each direction.
+_TRANSFERS = 4
+# Below this size a hop to another thread costs more than the work.
+_OFFLOAD_BYTES = 256 << 10
+_PATIENCE_FOR_MEANS = 1.25
+# Presence bits and metrics are far smaller; a frame with more gets memory of its own.
+_USUAL_META_BYTES = 8 << 10
+
+Shard = NDArray[np.float32]
+Room = NDArray[np.uint8]
+Result = TypeVar("Result")
+Offload = Callable[..., Awaitable[Any]]
+"""Run a blocking function elsewhere: ``asyncio.to_thread``, or at once under a simulator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Who takes part in a generation, and through what."""
+
+    store: ParameterStore
+    keys: GenerationKeys
+    rank: int
+    world_size: int
+    ttl_s: float
+    """Expiry of frames; it only sweeps up after the dead."""
+    limit_s: float
+    """How long a rank may be kept waiting without anything arriving."""
+    offload: Offload = asyncio.to_thread
+    clock: Callable[[], float] = time.perf_counter
+
+
+class Transfer:
+    """Moves frames, a few at a time each way. Lasts as long as the generation.
+
+    The memory that frames are received into is kept: fresh pages cost as much as the transfer.
+    """
+
+    def __init__(self, members: Membership, notices: Notices) -> None:
+        self.members = members
+        self.notices = notices
+        self._uploads = asyncio.Semaphore(_TRANSFERS)
+        self._downloads = asyncio.Semaphore(_TRANSFERS)
+        self._spare: list[Room] = []
+
+    async def put(
+        self,
+        arrival: Arrival,
+        shard: Shard,
+        header: frame.ShardHeader,
+        spans: Spans,
+        *,
+        stream: str,
+        keep: int,
+    ) -> None:
+        """Put a shard and announce it on a stream that keeps at least its last notices."""
+        members = self.members
+        async with self._uploads:
+            with spans.during("upload"):
+                await members.store.put(
+                    self.key(arrival),
+                    await self.offload(shard.nbytes, frame.encode_shard, shard, header),
+                    stream=stream,
+                    fields=arrival.fields,
+                    guard=members.keys.marker,
+                    ttl_s=members.ttl_s,
+                    maxlen=keep,
+                )
+
+    async def fetch(
+        self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], spans: Spans
+    ) -> tuple[Result, Room]:
+        """Wait for a shard of ``nbytes`` and return what ``use`` makes of its frame.
+
+        The frame lies in the room, which belongs to the caller until he gives it back. A frame
+        that ``use`` finds to be damaged is asked for once more.
+
+        Raises:
+            RankMissingError: nothing came within the limit.
+            StoreFullError: it was announced, and is gone.
+            FrameError: it was damaged, or another than expected, both times.
+        """
+        # An owner that lacks a contribution knows whose: it has the first word.
+        patience = _PATIENCE_FOR_MEANS if arrival.is_mean else 1.0
+        with spans.during("wait"):
+            await self.notices.wait(arrival, patience * self.members.limit_s)
+        async with self._downloads:
+            with spans.during("download"):
+                room = self._take(codec.frame_bound(nbytes, _USUAL_META_BYTES))
+                try:
+                    return await self._use(arrival, nbytes, use, room), room
+                except FrameError:
+                    return await self._use(arrival, nbytes, use, room), room
+
+    async def _use(
+        self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], room: Room
+    ) -> Result:
+        key = self.key(arrival)
+        most = codec.frame_bound(nbytes, frame.MAX_META_BYTES)
+        data = await self.members.store.get(key, into=room.data, max_bytes=most)
+        if data is None:
+            raise StoreFullError(
+                f"{key} was announced and is gone: the parameter store evicts or expires frames "
+                "(it needs maxmemory-policy noeviction and room for two steps)"
+            )
+        try:
+            return await self.offload(nbytes, use, data)
+        except FrameError as error:
+            raise FrameError(f"{key}: {error}") from error
+
+    def _take(self, nbytes: int) -> Room:
+        room = self._spare.pop() if self._spare else None
+        return room if room is not None and room.size >= nbytes else np.empty(nbytes, np.uint8)
+
+    def give_back(self, rooms: Iterable[Room]) -> None:
+        """Take rooms back that nothing refers to any more."""
+        self._spare += rooms
+
+    async def offload(self, nbytes: int, function: Callable[..., Result], *args: Any) -> Result:
+        """Run a function in a thread if it works on much memory; it has ended when this has."""
+        if nbytes < _OFFLOAD_BYTES:
+            return function(*args)
+        running = asyncio.ensure_future(self.members.offload(function, *args))
+        try:
+            result: Result = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled, and must not write to memory that is in use again.
+            await asyncio.wait([running])
+            raise
+        return result
+
+    def key(self, arrival: Arrival) -> str:
+        keys = self.members.keys
+        if arrival.is_mean:
+            return keys.mean(arrival.step, arrival.shard)
+        return keys.contribution(arrival.step, arrival.shard, arrival.rank)
+
+
+class Spans:
+    """Seconds by phase, summed over shards that overlap in time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._clock() - began
