@@ -11,7 +11,10 @@ KB, MB = 1024, 1024 * 1024
 
 IN_DRAM = [(8, 25 * MB), (32, 4 * MB), (32, 25 * MB), (100, MB), (100, 4 * MB)]
 IN_CACHE = [(8, 64 * KB), (32, 64 * KB)]
-CHART = [(n, size) for n in (2, 4, 16, 64) for size in (64 * KB, MB, 4 * MB)] + [(8, MB), (8, 4 * MB)]
+CHART = [(n, size) for n in (2, 4, 16, 64) for size in (64 * KB, MB, 4 * MB)] + [
+    (8, MB),
+    (8, 4 * MB),
+]
 
 
 def name(case):
@@ -71,7 +74,8 @@ def bench_reduce_in_dram(measure, case):
     measure(
         {"smlt": ours(arrays, out, order="fold"), "limit": read_limit(arrays), **peers},
         case[0] * case[1],
-        {"limit": 0.9, "np_add": 1.4} | ({"np_mean_stack": 5.0} if "np_mean_stack" in peers else {}),
+        {"limit": 0.9, "np_add": 1.4}
+        | ({"np_mean_stack": 5.0} if "np_mean_stack" in peers else {}),
     )
 
 

@@ -1,6 +1,6 @@
 """Real gradients to measure with: one true backward pass each of three small models.
 
-    python -m benchmarks.gradients      makes benchmarks/.cache/gradient-<model>.npy
+python -m benchmarks.gradients      makes benchmarks/.cache/gradient-<model>.npy
 """
 
 from collections.abc import Callable

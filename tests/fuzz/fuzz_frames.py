@@ -1,4 +1,6 @@
-"""Coverage-guided fuzzing of every frame decoder: `python tests/fuzz/fuzz_frames.py [corpus] [-max_total_time=60]`.
+"""Coverage-guided fuzzing of every frame decoder.
+
+    python tests/fuzz/fuzz_frames.py [corpus folder] [-max_total_time=60]
 
 Raw mutation would end at the checksums, so the input is a recipe: header fields and chunks, packed
 by `frame_forge` with every checksum right. What the decoders then do must be the same each time:
