@@ -19,7 +19,8 @@ from smlt.worker.watchdog import Watchdog
 
 
 class OneLoopCloud:
-    def __init__(self, code_root, cache_dir):
+    def __init__(self, code_root, cache_dir, function_s=1e6):
+        self._function_s = function_s
         self._code_root = code_root
         self._cache_dir = cache_dir
         self._ids = itertools.count()
@@ -61,7 +62,7 @@ class OneLoopCloud:
             open_object_store(payload["objects"]),
             host,
             request_id=request_id,
-            deadline=time.monotonic() + 1e6,
+            deadline=time.monotonic() + self._function_s,
         )
         task = asyncio.create_task(invocation.run())
         self.running[task] = payload["rank"]

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ class Town:
         self.name = f"town-{next(names)}"
         self.objects = MemoryObjectStore(self.name)
         self.store = MemoryParameterStore(self.name)
-        self.cloud = OneLoopCloud(folder, folder)
+        self.cloud = OneLoopCloud(folder, folder, settings.pop("function_s", 1e6))
         self.folder = folder
         self.workers = settings.pop("workers", 3)
         settings = {"epochs": 6, "batch_size": 16, "seed": 5, "limits": QUICK} | settings
@@ -149,8 +150,10 @@ def test_job_of_one_generation_leaves_its_model_and_a_checkpoint_of_the_last_ste
         job = town()
         outcome = await job.run()
         kept = await checkpoint.read(job.objects, "drift", outcome.newest)
-        return outcome, kept.tensors["w"].numpy(), await read_weights(
-            job.objects, JobObjects("drift").model
+        return (
+            outcome,
+            kept.tensors["w"].numpy(),
+            await read_weights(job.objects, JobObjects("drift").model),
         )
 
     outcome, saved, model = asyncio.run(scenario())
@@ -184,7 +187,7 @@ def test_weights_are_those_of_one_process_to_rounding(town, workers, aggregators
     np.testing.assert_allclose(asyncio.run(scenario()), in_one_process(), rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_ranks_killed_at_random_moments_leave_no_trace_in_the_weights(town, undisturbed, seed):
     rng = random.Random(seed)
 
@@ -240,6 +243,19 @@ def test_store_that_loses_everything_costs_a_generation_and_no_bits(town, undist
 
     outcome, weights = asyncio.run(scenario())
     assert outcome.generations == 2
+    assert weights == undisturbed
+
+
+def test_job_goes_on_beyond_the_functions_time_limit(town, undisturbed):
+    async def scenario():
+        # Every generation hands over after its first steps.
+        job = town(function_s=0.5, limits=replace(QUICK, handover_s=0.5))
+        outcome = await job.run()
+        return outcome, await job.weights()
+
+    outcome, weights = asyncio.run(scenario())
+    assert (outcome.status, outcome.failure) == ("completed", None)
+    assert outcome.generations > 3
     assert weights == undisturbed
 
 
