@@ -1,0 +1,303 @@
+"""Predict the time of a training step for any number and size of functions, from a few measured.
+
+A step is a rank's share of the batch, computed at the speed of its vCPUs, and the part of the
+communication that the computation does not hide:
+
+    compute = work · samples · share(n) / speed(vCPUs) + fixed
+    communication = max(0, shard/m + link·(1 + n/m)/2 + store·n + latency·n − overlap · compute)
+
+All coefficients are non-negative and have weak priors, so two worker counts are enough to begin
+with; what they leave open widens the prediction interval. The method is maximum a posteriori
+estimation by robust (soft-L1) least squares on the logarithms, with a Laplace approximation of
+the posterior for the intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares  # type: ignore[import-untyped]
+
+Array = NDArray[np.float64]
+
+MB_PER_VCPU = 1769
+LINK_BYTES_PER_S = 70e6  # of one function each way, as third parties measured it
+
+COMPUTE_NOISE = 0.03  # relative spread of a mean over some steps
+COMMUNICATION_NOISE = 0.05
+NOISE_WEIGHT = 4.0  # the noise above counts as much as that many measurements
+UNMEASURED_COMMUNICATION = 0.25  # of a step, when nothing at all is known about it
+
+# Parameters, as multiples of a scale taken from the data, with the spread of their priors.
+PARAMETERS = ("work", "fixed", "serial", "shard", "link", "store", "latency", "overlap")
+_START = np.array([1.0, 0.01, 0.1, 0.25, 0.25, 0.25, 0.05, 0.01])
+_PRIOR_MEAN = np.array([1.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0])
+_PRIOR_SD = np.array([np.inf, 0.05, 0.1, 1.0, 0.4, 1.0, 0.5, 0.05])
+_UPPER = np.array([np.inf, np.inf, 1.0, np.inf, np.inf, np.inf, np.inf, 1.0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One configuration of a step.
+
+    `samples` is the global batch and `wire_bytes` the size of a gradient as it travels; where one
+    of them never changes it may be left out.
+    """
+
+    workers: int
+    memory_mb: float = MB_PER_VCPU
+    aggregators: int | None = None
+    samples: float = 1.0
+    wire_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.memory_mb <= 0 or self.samples <= 0:
+            raise ValueError(f"workers, memory and samples of {self} have to be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The mean time of some steps in one setting, in seconds.
+
+    `communication_s` is the part of the step in which a rank did nothing but communicate.
+    """
+
+    setting: Setting
+    step_s: float
+    communication_s: float | None = None
+
+    def __post_init__(self) -> None:
+        communication_s = self.communication_s or 0.0
+        if not 0 <= communication_s < self.step_s < float("inf"):
+            raise ValueError(
+                f"a step of {self.step_s} s with {communication_s} s of communication cannot be: "
+                "the step has to be finite, and longer than its communication"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granularity:
+    """How a batch is cut: into virtual workers, of which a rank has ⌈V/n⌉.
+
+    With `remainder="dropped"` it has ⌊V/n⌋ and the rest is not computed, as in systems that divide
+    the batch by an integer division. Without virtual workers the batch divides evenly.
+    """
+
+    virtual_workers: int | None = None
+    remainder: Literal["kept", "dropped"] = "kept"
+
+    def share(self, workers: Array) -> Array:
+        """Return the part of the batch that the busiest rank computes."""
+        total = self.virtual_workers
+        if total is None:
+            return 1.0 / workers
+        if self.remainder == "kept":
+            return np.ceil(total / workers) / total
+        if np.any(workers > total):
+            raise ValueError(f"{total} virtual workers leave nothing for {int(workers.max())}")
+        return np.floor(total / workers) / total
+
+
+class StepPrediction(NamedTuple):
+    """Seconds per step: arrays with one entry per setting."""
+
+    step_s: Array
+    low_s: Array
+    high_s: Array
+    compute_s: Array
+    communication_s: Array
+    log_sd: Array
+    """Standard deviation of the logarithm of step_s, for a prior mean's uncertainty."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceModel:
+    """A fitted model; see `fit_performance`."""
+
+    scales: _Scales
+    parameters: Array
+    covariance: Array
+    noise: float
+    """Relative standard deviation of a measured step around the model."""
+
+    def predict(self, settings: Sequence[Setting], confidence: float = 0.9) -> StepPrediction:
+        """Predict steps that have not been run, each with an interval of that confidence."""
+        features = _Features.of(settings, self.scales.granularity)
+        compute, communication = self._parts(features, self.parameters)
+        step = compute + communication
+        gradient = self._log_gradient(features)
+        variance = np.einsum("ij,jk,ik->i", gradient, self.covariance, gradient)
+        log_sd = np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
+        factor = np.exp(NormalDist().inv_cdf((1 + confidence) / 2) * log_sd)
+        return StepPrediction(step, step / factor, step * factor, compute, communication, log_sd)
+
+    def _parts(self, features: _Features, parameters: Array) -> tuple[Array, Array]:
+        return _parts(features, self.scales, parameters)
+
+    def _log_gradient(self, features: _Features) -> Array:
+        """Derivative of log step time by each parameter; shape (settings, parameters)."""
+        columns = []
+        here = np.log(sum(self._parts(features, self.parameters)))
+        for index in range(len(self.parameters)):
+            moved = self.parameters.copy()
+            moved[index] += 1e-5
+            columns.append((np.log(sum(self._parts(features, moved))) - here) / 1e-5)
+        return np.stack(columns, axis=1)
+
+
+def fit_performance(
+    measurements: Sequence[Measurement], granularity: Granularity | None = None
+) -> PerformanceModel:
+    """Fit the model to measured steps.
+
+    One measurement is enough for a first guess; two different worker counts give a prediction.
+
+    Raises:
+        ValueError: there is no measurement.
+    """
+    if not measurements:
+        raise ValueError("a performance model needs at least one measured step")
+    granularity = granularity or Granularity()
+    features = _Features.of([m.setting for m in measurements], granularity)
+    scales = _Scales.of(measurements, features, granularity)
+    targets = _Targets.of(measurements)
+
+    def residuals(parameters: Array) -> Array:
+        misfit = targets.misfit(*_parts(features, scales, parameters))
+        return np.concatenate([misfit, (parameters - _PRIOR_MEAN) / _PRIOR_SD])
+
+    result: Any = least_squares(
+        residuals, _START, bounds=(np.zeros(len(_START)), _UPPER), loss="soft_l1", x_scale=0.1
+    )
+    squares = float(np.sum(targets.misfit(*_parts(features, scales, result.x)) ** 2))
+    spread = (NOISE_WEIGHT + squares) / (NOISE_WEIGHT + targets.count)
+    covariance = spread * np.linalg.pinv(result.jac.T @ result.jac)
+    return PerformanceModel(scales, result.x, covariance, COMPUTE_NOISE * float(np.sqrt(spread)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """What the terms of the model are proportional to; arrays with one entry per setting."""
+
+    share: Array
+    vcpus: Array
+    samples: Array
+    peers: Array
+    shard: Array
+    link: Array
+    wire: Array
+    known_wire: bool
+
+    @classmethod
+    def of(cls, settings: Sequence[Setting], granularity: Granularity) -> _Features:
+        workers = np.array([s.workers for s in settings], dtype=np.float64)
+        owners = np.array([s.aggregators or s.workers for s in settings], dtype=np.float64)
+        wire = np.array([s.wire_bytes or 1.0 for s in settings])
+        remote = (workers - 1) / workers  # the share of a gradient that has to travel at all
+        return cls(
+            share=granularity.share(workers),
+            vcpus=np.array([s.memory_mb / MB_PER_VCPU for s in settings]),
+            samples=np.array([s.samples for s in settings]),
+            peers=workers - 1,
+            shard=wire * remote / owners,
+            link=wire * remote * (1 + workers / owners) / 2,
+            wire=wire,
+            known_wire=all(s.wire_bytes for s in settings),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """Units in which the parameters are of order one."""
+
+    work_s: float
+    """Seconds for one unit of samples on one vCPU."""
+    fixed_s: float
+    communication_s: float
+    workers: float
+    """Typical number of workers, at which the terms of the communication are compared."""
+    wire: float
+    granularity: Granularity
+
+    @classmethod
+    def of(
+        cls, measurements: Sequence[Measurement], features: _Features, granularity: Granularity
+    ) -> _Scales:
+        speed = _speed(features.vcpus, _PRIOR_MEAN[2])
+        compute = np.array([m.step_s - (m.communication_s or 0.0) for m in measurements])
+        measured = [m.communication_s for m in measurements if m.communication_s]
+        wire = _geometric_mean(features.wire)
+        if measured:
+            communication = _geometric_mean(np.array(measured))
+        elif features.known_wire:
+            communication = 2 * wire / LINK_BYTES_PER_S
+        else:
+            communication = UNMEASURED_COMMUNICATION * _geometric_mean(compute)
+        return cls(
+            work_s=_geometric_mean(compute * speed / (features.share * features.samples)),
+            fixed_s=_geometric_mean(compute),
+            communication_s=communication,
+            workers=max(2.0, _geometric_mean(features.peers + 1)),
+            wire=wire,
+            granularity=granularity,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """What was measured: both parts of a step where they are known, else their sum."""
+
+    compute_s: Array
+    communication_s: Array
+    split: NDArray[np.bool_]
+    count: int
+
+    @classmethod
+    def of(cls, measurements: Sequence[Measurement]) -> _Targets:
+        communication = np.array([m.communication_s or 0.0 for m in measurements])
+        step = np.array([m.step_s for m in measurements])
+        split = communication > 0
+        return cls(step - communication, communication, split, len(step) + int(split.sum()))
+
+    def misfit(self, compute: Array, communication: Array) -> Array:
+        """Return the logarithms of predicted over measured, in units of the expected noise."""
+        split = self.split
+        predicted = np.where(split, compute, compute + communication)
+        return np.concatenate(
+            [
+                np.log(predicted / self.compute_s) / COMPUTE_NOISE,
+                np.log(communication[split] / self.communication_s[split]) / COMMUNICATION_NOISE,
+            ]
+        )
+
+
+def _parts(features: _Features, scales: _Scales, parameters: Array) -> tuple[Array, Array]:
+    work, fixed, serial, shard, link, store, latency, overlap = parameters
+    batch = features.share * features.samples
+    compute = scales.work_s * work * batch / _speed(features.vcpus, serial)
+    compute = compute + scales.fixed_s * fixed / np.minimum(features.vcpus, 1.0)
+    typical = scales.workers
+    terms = shard * features.shard * typical + link * features.link
+    terms = (terms + store * features.wire * features.peers / typical) / scales.wire
+    raw = scales.communication_s * (terms + latency * features.peers / typical)
+    return compute, _positive(raw - overlap * compute, 0.01 * raw)
+
+
+def _speed(vcpus: Array, serial: float) -> Array:
+    """Amdahl's law above one vCPU; below it a function gets a part of one."""
+    return np.where(vcpus <= 1, vcpus, 1 / (serial + (1 - serial) / np.maximum(vcpus, 1.0)))
+
+
+def _positive(values: Array, width: Array) -> Array:
+    """max(0, x), rounded off at the given width so that least squares finds its way."""
+    positive: Array = 0.5 * (values + np.sqrt(values**2 + width**2))
+    return positive + 1e-12
+
+
+def _geometric_mean(values: Array) -> float:
+    return float(np.exp(np.mean(np.log(values))))
