@@ -119,17 +119,17 @@ class Job:
         """The processes of the ranks."""
         return {rank["rank"]: rank["pid"] for rank in self.status().get("ranks", [])}
 
+    def until(self, condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
+        """Wait for a condition, but not beyond the end of the job."""
+        found = until(lambda: condition() or self.process.poll() is not None, what, limit_s)
+        assert found is not True or condition(), f"it ended before {what}:\n{self.err}"
+        return found
+
     def until_step(self, step: int) -> None:
-        until(lambda: self.status().get("step", 0) >= step or self._over(), f"step {step}")
-        assert self.process.poll() is None, f"it ended before step {step}:\n{self.err}"
+        self.until(lambda: self.status().get("step", 0) >= step, f"step {step}")
 
     def until_event(self, kind: str) -> dict[str, Any]:
-        until(lambda: self.events(kind) or self._over(), f"the event {kind!r}")
-        assert self.events(kind), f"it ended without the event {kind!r}:\n{self.err}"
-        return self.events(kind)[-1]
-
-    def _over(self) -> bool:
-        return self.process.poll() is not None
+        return self.until(lambda: self.events(kind), f"the event {kind!r}")[-1]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -157,8 +157,9 @@ class Gate:
         """The processes that have come to it."""
         return {int(path.suffix[1:]) for path in self.path.parent.glob(f"{self.path.name}.*")}
 
-    def until_there(self, workers: int) -> None:
-        until(lambda: len(self.waiting()) >= workers, f"{workers} workers at the gate")
+    def until_there(self, job: Job, workers: int) -> None:
+        there = f"{workers} workers at the gate"
+        job.until(lambda: len(self.waiting()) >= workers, there)
 
     def open(self) -> None:
         self.path.touch()
@@ -170,6 +171,7 @@ class Place:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run = path / "run"
+        self.jobs: list[Job] = []
         (path / "tmp").mkdir()
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -182,7 +184,8 @@ class Place:
     def start(self, *arguments: str, command: str = "train", **variables: str) -> Job:
         """Start ``smlt train``; the run directory is ours."""
         options = ["--run-dir", str(self.run)] if command != "version" else []
-        return Job(self, [command, *arguments, *options], variables)
+        self.jobs.append(Job(self, [command, *arguments, *options], variables))
+        return self.jobs[-1]
 
     def smlt(self, command: str, *arguments: str, limit_s: float = LIMIT_S) -> Ended:
         """Run a command to its end."""
@@ -224,4 +227,7 @@ class Place:
             time.sleep(POLL_S)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
-        assert not left, "left behind:\n" + "\n".join(left)
+        for job in self.jobs:
+            job.process.wait()
+        said = "".join(f"\n{job.err}" for job in self.jobs)
+        assert not left, "left behind:\n" + "\n".join(left) + said

@@ -1,0 +1,120 @@
+"""What befalls a job from outside: it recovers with the same bits, or ends in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from jobs.harness import SMALL, until
+
+OPTIONS = ("--workers", "2", "--steps", "20", "--json", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory):
+    """What an undisturbed run of two workers gives."""
+    from jobs.harness import Place
+
+    ended = Place(tmp_path_factory.mktemp("calm")).train(SMALL, *OPTIONS).check(0)
+    assert ended.summary["generations"] == 1
+    return ended.summary["weights_digest"]
+
+
+def at_step_8(place, *options, workers=2):
+    """A job of which every rank stands in the middle of its eighth step."""
+    gate = place.gate(8)
+    job = place.start(SMALL, *(options or OPTIONS), *gate.params)
+    gate.until_there(job, workers)
+    until(lambda: len(job.pids()) == workers, "the processes of the ranks")
+    return job, gate
+
+
+def test_killed_worker_costs_a_generation_and_no_bit(place, digest):
+    job, gate = at_step_8(place)
+    os.kill(job.pids()[1], signal.SIGKILL)
+    gate.open()
+    ended = job.end().check(0)
+    assert ended.summary["weights_digest"] == digest
+    assert ended.summary["generations"] == 2
+    [abort] = job.events("abort")
+    assert (abort["kind"], abort["rank"]) == ("lost", 1)
+    assert "rank 1" in abort["message"]
+    # Only the unfinished step was lost: seven and an evaluation had been saved by the survivor.
+    assert job.events("generation")[1]["parent"] == {"generation": 1, "step": 8}
+
+
+def test_all_workers_killed_at_once(place, digest):
+    job, gate = at_step_8(place)
+    for pid in job.pids().values():
+        os.kill(pid, signal.SIGKILL)
+    gate.open()
+    ended = job.end().check(0)
+    assert ended.summary["weights_digest"] == digest
+    assert ended.summary["generations"] == 2
+
+
+def test_embedded_valkey_killed(place, digest):
+    job, gate = at_step_8(place)
+    os.kill(job.cloud()["valkey_pid"], signal.SIGKILL)
+    gate.open()
+    ended = job.end().check(0)
+    assert ended.summary["weights_digest"] == digest
+    assert ended.summary["generations"] == 2
+
+
+def test_embedded_cloud_killed(place):
+    job, gate = at_step_8(place)
+    os.kill(job.cloud()["pid"], signal.SIGKILL)
+    gate.open()
+    ended = job.end(30).check(1)
+    assert "the embedded cloud" in ended.sentence
+    place.check_nothing_is_left(10)
+
+
+def test_client_killed(place):
+    job, gate = at_step_8(place)
+    job.signal(signal.SIGKILL)
+    gate.open()
+    assert job.process.wait(10) == -signal.SIGKILL
+    place.check_nothing_is_left(30)
+
+
+def test_ctrl_c_once_keeps_a_checkpoint(place):
+    job, gate = at_step_8(place)
+    job.signal(signal.SIGINT)
+    gate.open()
+    ended = job.end(30).check(130)
+    assert ended.summary["state"] == "stopped"
+    assert 8 <= ended.summary["steps"] < 20
+    assert "Press Ctrl-C again" in ended.err
+    assert os.path.isdir(ended.summary["checkpoint"])
+    assert job.status()["state"] == "stopped"
+
+
+def test_ctrl_c_twice_stops_at_once(place):
+    # The gate stays shut: a clean stop would have to wait for it.
+    job, _ = at_step_8(place)
+    job.signal(signal.SIGINT)
+    until(lambda: "Ctrl-C again" in job.err, "the answer to the first")
+    job.signal(signal.SIGINT)
+    ended = job.end(10).check(130)
+    assert "Stopping at once" in ended.err
+    assert ended.summary["state"] == "stopped"
+
+
+def test_ctrl_c_before_the_job_runs(place):
+    job = place.start(SMALL, "--workers", "2", "--steps", "100000", "--json")
+    until(lambda: job.folder, "the folder of the job")
+    job.signal(signal.SIGINT)
+    ended = job.end(30).check(130)
+    assert ended.summary["state"] == "stopped"
+
+
+def test_server_that_cannot_be_reached(place):
+    ended = place.train(SMALL, *OPTIONS, "--parameters", "redis://127.0.0.1:1", limit_s=30)
+    ended.check(1)
+    assert "redis://127.0.0.1:1" in ended.sentence
+    assert "Connection refused" in ended.sentence
+    assert ended.seconds < 10
