@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from smlt._version import __version__
 
 if TYPE_CHECKING:
+    from smlt.aggregation.aggregator import Aggregator
     from smlt.config import TrainConfig
     from smlt.errors import SmltError
     from smlt.session import Session
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from smlt.worker.torch_task import TorchTask
 
 __all__ = [
+    "Aggregator",
     "Contribution",
     "Data",
     "Metric",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Aggregator": "smlt.aggregation.aggregator",
     "Contribution": "smlt.worker.task",
     "Data": "smlt.worker.data_iterator",
     "Metric": "smlt.worker.task",

@@ -1,172 +1,326 @@
-"""One rank's way to the parameter store: put shards, and fetch what others have put."""
+"""Bytes from rank to rank through the parameter store: everything that is not an average.
+
+A parcel is a frame of bytes under a key of its own, announced to one rank or to all. Each reader
+says when it has fetched it; the writer frees it after the last one has.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smlt._core import codec
-from smlt.aggregation.notices import Arrival, Notices
-from smlt.errors import FrameError, StoreFullError
-from smlt.io import frame
+from smlt.errors import FrameError, RankMissingError, SmltError, StoreFullError, UserError
 from smlt.io.keys import GenerationKeys
-from smlt.io.parameter_store import ParameterStore
+from smlt.io.parameter_store import Notice, ParameterStore
 
-# At most this many frames of one rank are under way in each direction.
+Bytes = NDArray[np.uint8]
+T = TypeVar("T")
+
+_READ_S = 1.0
+# What a rank may have in the store before the others have fetched some of it.
+_OUTSTANDING_BYTES = 256 << 20
+_OUTSTANDING = 1000
+# Readers lag by what all ranks have outstanding, and what they say of it.
+_STREAM_LENGTH = 4 * _OUTSTANDING
 _TRANSFERS = 4
 # Below this size a hop to another thread costs more than the work.
 _OFFLOAD_BYTES = 256 << 10
-_PATIENCE_FOR_MEANS = 1.25
-# Presence bits and metrics are far smaller; a frame with more gets memory of its own.
-_USUAL_META_BYTES = 8 << 10
-
-Shard = NDArray[np.float32]
-Room = NDArray[np.uint8]
-Result = TypeVar("Result")
-Offload = Callable[..., Awaitable[Any]]
-"""Run a blocking function elsewhere: ``asyncio.to_thread``, or at once under a simulator."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """Who takes part in a generation, and through what."""
-
-    store: ParameterStore
-    keys: GenerationKeys
-    rank: int
-    world_size: int
-    ttl_s: float
-    """Expiry of frames; it only sweeps up after the dead."""
-    limit_s: float
-    """How long a rank may be kept waiting without anything arriving."""
-    offload: Offload = asyncio.to_thread
-    clock: Callable[[], float] = time.perf_counter
+@dataclass(slots=True)
+class _Outgoing:
+    nbytes: int
+    readers: set[int]
+    fetched: asyncio.Future[None]
 
 
 class Exchange:
-    """Moves frames, a few at a time each way. Lasts as long as the generation.
+    """One rank's parcels in a group of ranks. ``run`` it as a task beside its use."""
 
-    The memory that frames are received into is kept: fresh pages cost as much as the transfer.
-    """
-
-    def __init__(self, members: Membership, notices: Notices) -> None:
-        self.members = members
-        self.notices = notices
-        self._uploads = asyncio.Semaphore(_TRANSFERS)
-        self._downloads = asyncio.Semaphore(_TRANSFERS)
-        self._spare: list[Room] = []
-
-    async def put(
+    def __init__(
         self,
-        arrival: Arrival,
-        shard: Shard,
-        header: frame.ShardHeader,
-        spans: Spans,
+        store: ParameterStore,
+        keys: GenerationKeys,
+        rank: int,
+        world_size: int,
         *,
-        stream: str,
-        keep: int,
+        ttl_s: float,
+        limit_s: float,
     ) -> None:
-        """Put a shard and announce it on a stream that keeps at least its last notices."""
-        members = self.members
-        async with self._uploads:
-            with spans.during("upload"):
-                await members.store.put(
-                    self.key(arrival),
-                    await self.offload(shard.nbytes, frame.encode_shard, shard, header),
-                    stream=stream,
-                    fields=arrival.fields,
-                    guard=members.keys.marker,
-                    ttl_s=members.ttl_s,
-                    maxlen=keep,
-                )
+        self.rank = rank
+        self.world_size = world_size
+        self._store = store
+        self._keys = keys
+        self._ttl_s = ttl_s
+        self._limit_s = limit_s
+        self._after = {keys.inbox(rank): "0-0", keys.board: "0-0"}
+        self._arrived: dict[str, None] = {}
+        self._waiters: dict[str, asyncio.Future[str]] = {}
+        self._outgoing: dict[str, _Outgoing] = {}
+        self._room = asyncio.Event()
+        self._transfers = asyncio.Semaphore(_TRANSFERS)
+        self._errands: set[asyncio.Task[None]] = set()
+        self._failure: SmltError | None = None
 
-    async def fetch(
-        self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], spans: Spans
-    ) -> tuple[Result, Room]:
-        """Wait for a shard of ``nbytes`` and return what ``use`` makes of its frame.
+    async def run(self) -> None:
+        """Read announcements until cancelled; a store that fails fails every wait."""
+        try:
+            while True:
+                for notice in await self._store.read(self._after, wait_s=_READ_S):
+                    self._after[notice.stream] = notice.id
+                    self._dispatch(notice)
+        except SmltError as error:
+            self.fail(error)
 
-        The frame lies in the room, which belongs to the caller until he gives it back. A frame
-        that ``use`` finds to be damaged is asked for once more.
+    def fail(self, error: SmltError) -> None:
+        """Make every present and future wait raise this error; the first one stands."""
+        self._failure = self._failure or error
+        futures: list[asyncio.Future[Any]] = [
+            *self._waiters.values(),
+            *(o.fetched for o in self._outgoing.values()),
+        ]
+        for future in futures:
+            if not future.done():
+                future.set_exception(self._failure)
+                future.exception()  # a parcel that nobody waits for is no cause of a warning
+        self._room.set()
+
+    async def close(self) -> None:
+        """End what is under way in the background."""
+        for errand in self._errands:
+            errand.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+        self._errands.clear()
+
+    async def post(
+        self, label: str, data: Bytes, *, to: int | None, what: str, bounded: bool = True
+    ) -> asyncio.Future[None]:
+        """Put a parcel for one rank, or for all; the future says that it has been fetched.
+
+        ``what`` is the operation in words: readers compare it with their own. A bounded post waits
+        while too much of this rank's has not been fetched.
+        """
+        key = self._keys.parcel(label, self.rank)
+        if bounded:
+            await self._wait_for_room()
+        readers = set(range(self.world_size)) - {self.rank} if to is None else {to}
+        stream = self._keys.board if to is None else self._keys.inbox(to)
+        outgoing = _Outgoing(data.nbytes, readers, asyncio.get_running_loop().create_future())
+        if not readers:
+            outgoing.fetched.set_result(None)
+            return outgoing.fetched
+        self._outgoing[key] = outgoing
+        async with self._transfers:
+            pieces = await _offload(data.nbytes, partial(codec.encode, data, meta=what.encode()))
+            fields = {"parcel": key.encode(), "rank": b"%d" % self.rank}
+            await self._put(key, pieces, stream, fields)
+        return outgoing.fetched
+
+    async def fetch(self, labels: Sequence[tuple[str, int]], out: Bytes, *, what: str) -> int:
+        """Bring the first of these parcels, (label, source) each, into ``out``.
+
+        Returns:
+            The index of the parcel that came.
 
         Raises:
-            RankMissingError: nothing came within the limit.
-            StoreFullError: it was announced, and is gone.
-            FrameError: it was damaged, or another than expected, both times.
+            RankMissingError: none was announced within the time limit.
+            UserError: the source was at another operation, or with another size.
         """
-        # An owner that lacks a contribution knows whose: it has the first word.
-        patience = _PATIENCE_FOR_MEANS if arrival.is_mean else 1.0
-        with spans.during("wait"):
-            await self.notices.wait(arrival, patience * self.members.limit_s)
-        async with self._downloads:
-            with spans.during("download"):
-                room = self._take(codec.frame_bound(nbytes, _USUAL_META_BYTES))
-                try:
-                    return await self._use(arrival, nbytes, use, room), room
-                except FrameError:
-                    return await self._use(arrival, nbytes, use, room), room
+        keys = [self._keys.parcel(label, source) for label, source in labels]
+        key = await self._announced(keys, labels, what)
+        index = keys.index(key)
+        source = labels[index][1]
+        async with self._transfers:
+            data = await self._store.get(key)
+            if data is None:
+                raise StoreFullError(
+                    f"{key} was announced and is gone: the parameter store evicts or expires keys"
+                    " (it needs maxmemory-policy noeviction)"
+                )
+            await _offload(data.nbytes, partial(_decode, data, out, what, source))
+        self._errand(self._say_fetched(key, source))
+        return index
 
-    async def _use(
-        self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], room: Room
-    ) -> Result:
-        key = self.key(arrival)
-        most = codec.frame_bound(nbytes, frame.MAX_META_BYTES)
-        data = await self.members.store.get(key, into=room.data, max_bytes=most)
-        if data is None:
-            raise StoreFullError(
-                f"{key} was announced and is gone: the parameter store evicts or expires frames "
-                "(it needs maxmemory-policy noeviction and room for two steps)"
-            )
+    async def _say_fetched(self, key: str, source: int) -> None:
+        fields = {"fetched": key.encode(), "rank": b"%d" % self.rank}
+        await self._put(self._keys.fetched(self.rank), [b""], self._keys.inbox(source), fields)
+
+    async def _put(
+        self, key: str, pieces: Sequence[Any], stream: str, fields: dict[str, bytes]
+    ) -> None:
+        await self._store.put(
+            key,
+            pieces,
+            stream=stream,
+            fields=fields,
+            guard=self._keys.marker,
+            ttl_s=self._ttl_s,
+            maxlen=_STREAM_LENGTH * self.world_size,
+        )
+
+    async def _wait_for_room(self) -> None:
         try:
-            return await self.offload(nbytes, use, data)
-        except FrameError as error:
-            raise FrameError(f"{key}: {error}") from error
+            async with asyncio.timeout(self._limit_s):
+                while not self._has_room():
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            key, slowest = next(iter(self._outgoing.items()))
+            raise RankMissingError(
+                f"rank {min(slowest.readers)} has not fetched {key} within {self._limit_s:g} s"
+            ) from None
 
-    def _take(self, nbytes: int) -> Room:
-        room = self._spare.pop() if self._spare else None
-        return room if room is not None and room.size >= nbytes else np.empty(nbytes, np.uint8)
+    def _has_room(self) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        waiting = self._outgoing.values()
+        return (
+            len(waiting) < _OUTSTANDING
+            and sum(outgoing.nbytes for outgoing in waiting) < _OUTSTANDING_BYTES
+        )
 
-    def give_back(self, rooms: Iterable[Room]) -> None:
-        """Take rooms back that nothing refers to any more."""
-        self._spare += rooms
-
-    async def offload(self, nbytes: int, function: Callable[..., Result], *args: Any) -> Result:
-        """Run a function in a thread if it works on much memory; it has ended when this has."""
-        if nbytes < _OFFLOAD_BYTES:
-            return function(*args)
-        running = asyncio.ensure_future(self.members.offload(function, *args))
+    async def _announced(
+        self, keys: Sequence[str], labels: Sequence[tuple[str, int]], what: str
+    ) -> str:
+        """Return the first of the keys to be announced."""
+        if self._failure is not None:
+            raise self._failure
+        for key in keys:
+            if key in self._arrived:
+                del self._arrived[key]
+                return key
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiters.update(dict.fromkeys(keys, waiter))
         try:
-            result: Result = await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # A thread cannot be cancelled, and must not write to memory that is in use again.
-            await asyncio.wait([running])
-            raise
-        return result
-
-    def key(self, arrival: Arrival) -> str:
-        keys = self.members.keys
-        if arrival.is_mean:
-            return keys.mean(arrival.step, arrival.shard)
-        return keys.contribution(arrival.step, arrival.shard, arrival.rank)
-
-
-class Spans:
-    """Seconds by phase, summed over shards that overlap in time."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._clock = clock
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        began = self._clock()
-        try:
-            yield
+            async with asyncio.timeout(self._limit_s):
+                return await waiter
+        except TimeoutError:
+            ranks = ", ".join(str(source) for _, source in labels)
+            raise RankMissingError(
+                f"nothing came from rank {ranks} for {what} within {self._limit_s:g} s"
+            ) from None
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._clock() - began
+            for key in keys:
+                self._waiters.pop(key, None)
+
+    def _dispatch(self, notice: Notice) -> None:
+        fields = notice.fields
+        rank = int(fields["rank"])
+        if "fetched" in fields:
+            self._fetched(fields["fetched"].decode(), rank)
+        if "parcel" not in fields or rank == self.rank:
+            return  # the board shows a rank its own parcels, too
+        key = fields["parcel"].decode()
+        waiter = self._waiters.pop(key, None)
+        if waiter is None or waiter.done():
+            self._arrived[key] = None
+        else:
+            waiter.set_result(key)
+
+    def _fetched(self, key: str, reader: int) -> None:
+        outgoing = self._outgoing.get(key)
+        if outgoing is None:
+            return  # the notice came twice
+        outgoing.readers.discard(reader)
+        if outgoing.readers:
+            return
+        del self._outgoing[key]
+        self._room.set()
+        if not outgoing.fetched.done():
+            outgoing.fetched.set_result(None)
+        self._errand(self._store.discard([key]))
+
+    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._done(work))
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _done(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except SmltError as error:
+            self.fail(error)
+
+
+def _decode(data: memoryview, out: Bytes, what: str, source: int) -> None:
+    try:
+        header = codec.read_header(data)
+        theirs = header.meta.decode(errors="replace")
+        if theirs != what:
+            raise UserError(
+                f"ranks do different things: rank {source} is at {theirs}, this one at {what}; all"
+                " have to call the same operations, with the same sizes, in the same order"
+            )
+        codec.decode_into(data, out)
+    except codec.FrameFormatError as exc:
+        raise FrameError(f"what rank {source} sent for {what} cannot be used: {exc}") from exc
+
+
+async def _offload(nbytes: int, call: Callable[[], T]) -> T:
+    return await asyncio.to_thread(call) if nbytes >= _OFFLOAD_BYTES else call()
+
+
+async def together(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    """Run calls at the same time; the first error ends them all, and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call()) for call in calls]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def all_to_all(
+    exchange: Exchange,
+    label: str,
+    outgoing: Sequence[Bytes | None],
+    incoming: Sequence[Bytes | None],
+    *,
+    what: str,
+) -> None:
+    """Send ``outgoing[r]`` to each rank r and fill ``incoming[r]`` with what it sent; None skips.
+
+    Gather, scatter and reduce are special cases.
+    """
+    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = []
+    for rank, (parcel, place) in enumerate(zip(outgoing, incoming, strict=True)):
+        if rank == exchange.rank:
+            if parcel is not None and place is not None:
+                place[...] = parcel
+            continue
+        if parcel is not None:
+            calls.append(partial(exchange.post, f"{label}.{rank}", parcel, to=rank, what=what))
+        if place is not None:
+            source = [(f"{label}.{exchange.rank}", rank)]
+            calls.append(partial(exchange.fetch, source, place, what=what))
+    await together(calls)
+
+
+async def all_gather(
+    exchange: Exchange, label: str, own: Bytes, incoming: Sequence[Bytes], *, what: str
+) -> None:
+    """Fill ``incoming[r]`` with what each rank r has; its own place is filled too."""
+    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        partial(exchange.post, label, own, to=None, what=what)
+    ]
+    for rank, place in enumerate(incoming):
+        if rank == exchange.rank:
+            place[...] = own
+        else:
+            calls.append(partial(exchange.fetch, [(label, rank)], place, what=what))
+    await together(calls)
+
+
+async def broadcast(exchange: Exchange, label: str, data: Bytes, root: int, *, what: str) -> None:
+    """Send the root's bytes into everybody's."""
+    if exchange.rank == root:
+        await exchange.post(label, data, to=None, what=what)
+    else:
+        await exchange.fetch([(label, root)], data, what=what)

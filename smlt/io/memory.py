@@ -247,7 +247,8 @@ class MemoryParameterStore:
                     try:
                         await news
                     finally:
-                        contents.waiting.pop(news, None)
+                        with contents.lock:
+                            contents.waiting.pop(news, None)
         return []
 
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:

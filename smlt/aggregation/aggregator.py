@@ -1,0 +1,270 @@
+"""Average gradients among processes that know nothing of smlt but a URL, a name and a rank."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smlt.aggregation.arrays import Item, is_wide, item, items, layout_of, stacked
+from smlt.aggregation.averaging import Averaging
+from smlt.aggregation.background import EventLoopThread
+from smlt.aggregation.group import Group, Operation
+from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
+from smlt.aggregation.session import Session
+from smlt.errors import ConfigError, UserError
+from smlt.io.stores import open_parameter_store
+
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,199}")
+
+
+def open_session(
+    url: str, job: str, rank: int, spec: SessionSpec, limits: SessionLimits
+) -> Session:
+    """Return the session of a job through the parameter store of a URL; it is not yet joined.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    if not _JOB_NAME.fullmatch(job):
+        raise ConfigError(
+            f"{job!r} is no job name: use up to 200 letters, digits and . _ / : - after the first"
+        )
+    if not 0 <= rank < spec.world_size:
+        raise ConfigError(f"rank {rank} is outside a world of {spec.world_size}: they begin at 0")
+    for name in ("step_s", "lease_s", "heartbeat_s", "store_s"):
+        if not getattr(limits, name) > 0:
+            raise ConfigError(f"{name.removesuffix('_s')} limits are seconds, more than 0")
+    store = open_parameter_store(url, time_limit_s=limits.store_s)
+    return Session(store, job, rank, spec, limits)
+
+
+class AsyncAggregator:
+    """The asyncio twin of ``Aggregator``: an async context manager with the same methods."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        job: str,
+        rank: int,
+        world_size: int,
+        time_limit_s: float = 120.0,
+        shard_mb: float = 4.0,
+        aggregators: int | None = None,
+        lease_s: float = 10.0,
+    ) -> None:
+        shard_bytes = int(shard_mb * (1 << 20))
+        spec = SessionSpec(world_size=world_size, shard_bytes=shard_bytes, aggregators=aggregators)
+        limits = SessionLimits(
+            step_s=time_limit_s,
+            lease_s=lease_s,
+            heartbeat_s=lease_s / 10,
+            store_s=min(15.0, time_limit_s),
+        )
+        self.rank = rank
+        self.world_size = world_size
+        self._session = open_session(url, job, rank, spec, limits)
+        self._resources = contextlib.AsyncExitStack()
+        self._turn = asyncio.Lock()
+        self._group: Group | None = None
+        self._averaging: Averaging | None = None
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as resources:
+            await resources.enter_async_context(self._session.store)
+            await resources.enter_async_context(self._session)
+            self._resources = resources.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._resources.__aexit__(*exc_info)
+
+    async def allreduce(self, grads: Any, weight: float = 1.0) -> None:
+        """See ``Aggregator.allreduce``."""
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"weight={weight} is no weight: give a number of samples, 0 or more")
+        found = items(grads)
+        for each in found:
+            is_wide(each)
+        await self._next(lambda _, averaging: averaging.begin(found, weight))
+
+    async def reduce_scatter(self, array: Any) -> NDArray[Any]:
+        """See ``Aggregator.reduce_scatter``."""
+        source = item("array", array)
+        flat = np.empty(source.shape, np.float64 if is_wide(source) else np.float32)
+        source.read(flat)
+        pieces = np.array_split(flat.reshape(-1), self.world_size)
+        out = np.empty_like(pieces[self.rank])
+        await self._next(lambda group, _: group.reduce_scatter(pieces, out, "avg"))
+        return out
+
+    async def all_gather(self, array: Any) -> Any:
+        """See ``Aggregator.all_gather``."""
+        source = item("array", array)
+        room, rows = stacked(source, self.world_size)
+        what = f"all_gather of {_in_words([source])}"
+        await self._next(lambda group, _: group.all_gather(source.raw(), rows, what=what))
+        return room
+
+    async def broadcast(self, arrays: Any, root: int = 0) -> None:
+        """See ``Aggregator.broadcast``."""
+        if not 0 <= root < self.world_size:
+            raise UserError(f"root {root} is outside a world of {self.world_size}")
+        found = items(arrays, "arrays")
+        parts = [each.raw() for each in found]
+        data = np.concatenate([np.empty(0, np.uint8), *parts])
+        what = f"broadcast from {root} of {_in_words(found)}"
+        await self._next(lambda group, _: group.broadcast(data, root, what=what))
+        if self.rank == root:
+            return
+        ends = np.cumsum([part.size for part in parts])[:-1]
+        for each, part in zip(found, np.split(data, ends), strict=True):
+            each.set_raw(part)
+
+    async def barrier(self) -> None:
+        """Return when every rank has called it."""
+        await self._next(lambda group, _: group.barrier())
+
+    async def _next(self, begin: Callable[[Group, Averaging], Operation]) -> None:
+        """Run the next operation; they begin in the order of the calls, and then overlap."""
+        async with self._turn:
+            group, averaging = await self._formed()
+            operation = begin(group, averaging)
+        await operation()
+
+    async def _formed(self) -> tuple[Group, Averaging]:
+        if self._group is None or self._averaging is None:
+            await self._session.formed()
+            group = Group(self._session)
+            self._group = await self._resources.enter_async_context(group)
+            self._averaging = Averaging(group)
+        return self._group, self._averaging
+
+
+class Aggregator:
+    """Averages gradients over the ranks of a job, through a parameter store and nothing else.
+
+    A context manager. Entering takes this rank's place in the job and waits for nobody; the first
+    operation waits for all ranks. Every rank calls the same operations in the same order, with
+    arrays of the same names, shapes and dtypes. Whatever goes wrong on one rank ends the job for
+    all: they get an error at once, and start anew with a new Aggregator. A name can be used again
+    when its last run has ended or died.
+
+    Args:
+        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS),
+            ``unix:///path/to.sock`` or ``memory://name`` (threads of one process).
+        job: a name that is the same on all ranks, and on no others at the same time.
+        rank: of this process, from 0.
+        world_size: how many ranks there are.
+        time_limit_s: how long to wait for another rank, in seconds.
+        shard_mb: size of the shards, in MiB, in which float32 gradients travel.
+        aggregators: how many ranks reduce shards; all of them unless given.
+        lease_s: a rank that is silent for so many seconds is dead, and its place free again.
+
+    Raises:
+        ConfigError: on entering: the URL, the password, another world size than the other ranks',
+            or a rank that another living process has.
+        StoreUnreachableError: the store cannot be reached.
+
+    Every operation raises RankMissingError, naming rank, step and shard, when a rank does not come
+    within the time limit; UserError when the ranks call different things; AbortedError when another
+    rank has failed; StoreLostError when the store was restarted. What the arrays hold is then
+    undefined.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        job: str,
+        rank: int,
+        world_size: int,
+        time_limit_s: float = 120.0,
+        shard_mb: float = 4.0,
+        aggregators: int | None = None,
+        lease_s: float = 10.0,
+    ) -> None:
+        self._twin = AsyncAggregator(
+            url,
+            job=job,
+            rank=rank,
+            world_size=world_size,
+            time_limit_s=time_limit_s,
+            shard_mb=shard_mb,
+            aggregators=aggregators,
+            lease_s=lease_s,
+        )
+        self.rank = rank
+        self.world_size = world_size
+        self._thread = EventLoopThread(f"smlt-aggregator-{rank}")
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as resources:
+            resources.enter_context(self._thread)
+            self._thread.call(self._twin.__aenter__())
+            resources.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        try:
+            self._thread.call(self._twin.__aexit__(*exc_info))
+        finally:
+            self._thread.__exit__(*exc_info)
+
+    def allreduce(self, grads: Any, weight: float = 1.0) -> None:
+        """Replace every array by its mean over all ranks, in place.
+
+        Args:
+            grads: an array, or a dict, list or tuple of arrays of any shape: NumPy arrays, torch
+                tensors, or anything with DLPack or the buffer protocol. float32, float16 and
+                bfloat16 are averaged in float32; float64 and integers in float64, integers being
+                rounded to the nearest.
+            weight: how much this rank counts, such as the samples in its batch. The mean is
+                sum(weight × grads) / sum(weight); zeros if nobody has any weight.
+        """
+        self._thread.call(self._twin.allreduce(grads, weight))
+
+    def allreduce_async(self, grads: Any, weight: float = 1.0) -> concurrent.futures.Future[None]:
+        """Begin ``allreduce`` and return a future of it; several overlap.
+
+        The arrays must be left alone until the future is done.
+        """
+        return self._thread.submit(self._twin.allreduce(grads, weight))
+
+    def reduce_scatter(self, array: Any) -> NDArray[Any]:
+        """Return this rank's part of the mean over ranks.
+
+        Returns:
+            One of world_size parts of the flattened array, as equal as they go, the longer ones
+            first; float32 or float64.
+        """
+        return self._thread.call(self._twin.reduce_scatter(array))
+
+    def all_gather(self, array: Any) -> Any:
+        """Return the arrays of all ranks, of one shape and dtype, stacked along a new first axis.
+
+        Returns:
+            A torch tensor if the array is one, else a NumPy array: ``(world_size, *array.shape)``.
+        """
+        return self._thread.call(self._twin.all_gather(array))
+
+    def broadcast(self, arrays: Any, root: int = 0) -> None:
+        """Overwrite arrays of any dtype with those of one rank, in place."""
+        self._thread.call(self._twin.broadcast(arrays, root))
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        self._thread.call(self._twin.barrier())
+
+
+def _in_words(found: list[Item]) -> str:
+    layout = layout_of(found).decode()
+    return layout if len(found) == 1 else f"{len(found)} arrays: {layout[:200]}"

@@ -1,0 +1,310 @@
+"""Collective operations on flat arrays among the ranks of a session, or some of them.
+
+Averages and sums of float32 go through the sharded step (``step.py``), a few of them at a time:
+each in a lane, a chain of steps with streams of its own. Everything else is an exchange of bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smlt.aggregation import exchange as parcels
+from smlt.aggregation.collective import Collective
+from smlt.aggregation.exchange import Bytes, Exchange
+from smlt.aggregation.folds import fold
+from smlt.aggregation.notices import Notices
+from smlt.aggregation.session import Session
+from smlt.aggregation.shard_plan import ShardPlan, plan_shards
+from smlt.aggregation.step import AllReduce, Membership
+from smlt.errors import RankMissingError, SmltError, UserError
+from smlt.io.frame import Meta
+
+T = TypeVar("T")
+Flat = NDArray[np.float32]
+Operation = Callable[[], Coroutine[Any, Any, None]]
+"""Has its number among the operations of its group; call it once, and await what it returns."""
+
+# Below this size every rank folds everything, in one round trip; above it, a piece each, in two.
+_WHOLE_BYTES = 128 << 10
+
+
+class Readiness:
+    """Which shards of a buffer are final. ``announce`` on the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._ready: set[int] = set()
+        self._step: AllReduce | None = None
+
+    def announce(self, shard: int) -> None:
+        self._ready.add(shard)
+        if self._step is not None:
+            self._step.ready(shard)
+
+    def attach(self, step: AllReduce) -> None:
+        self._step = step
+        for shard in self._ready:
+            step.ready(shard)
+
+
+class _Lane:
+    """Reductions one after the other."""
+
+    def __init__(self, members: Membership) -> None:
+        self.notices = Notices(members.store, members.keys, members.rank, lambda _: None)
+        self.collective = Collective(members, self.notices)
+        self.turn = asyncio.Lock()
+
+
+class Group:
+    """An async context manager. Its methods number an operation; calling the result does it.
+
+    Every rank of the group has to call the same operations in the same order; those under way
+    overlap. An error ends the session for all ranks. ``name`` tells groups of a session apart, and
+    must not be used twice.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        name: str = "",
+        rank: int | None = None,
+        world_size: int | None = None,
+        limit_s: float | None = None,
+    ) -> None:
+        spec = session.spec
+        self.session = session
+        self.rank = session.rank if rank is None else rank
+        self.world_size = spec.world_size if world_size is None else world_size
+        self._name = name
+        self._limit_s = session.limits.step_s if limit_s is None else limit_s
+        self._lanes: list[_Lane] = []
+        self._operations = itertools.count()
+        self._reductions = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        session = self.session
+        members = [self._members(lane) for lane in range(session.spec.lanes)]
+        self._lanes = [_Lane(member) for member in members]
+        self._exchange = Exchange(
+            session.store,
+            replace(session.seat.keys, lane=f"{self._name}x"),
+            self.rank,
+            self.world_size,
+            ttl_s=self._ttl_s,
+            limit_s=self._limit_s,
+        )
+        session.on_failure.append(self._fail)
+        if self.world_size > 1:
+            runs = [self._exchange.run(), *(lane.notices.run() for lane in self._lanes)]
+            self._tasks = [asyncio.create_task(run) for run in runs]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.session.on_failure.remove(self._fail)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._exchange.close()
+
+    @property
+    def _ttl_s(self) -> float:
+        # A frame is fetched within two waits or never: the expiry sweeps up after the dead.
+        return 2 * self._limit_s + 60
+
+    def _members(self, lane: int) -> Membership:
+        return Membership(
+            store=self.session.store,
+            keys=replace(self.session.seat.keys, lane=f"{self._name}{lane}"),
+            rank=self.rank,
+            world_size=self.world_size,
+            ttl_s=self._ttl_s,
+            limit_s=self._limit_s,
+        )
+
+    def _fail(self, error: SmltError) -> None:
+        for lane in self._lanes:
+            lane.notices.fail(error)
+        self._exchange.fail(error)
+
+    def plan(self, elements: int) -> ShardPlan:
+        """Return how a float32 buffer of this length is cut."""
+        spec = self.session.spec
+        owners = None if spec.aggregators is None else min(spec.aggregators, self.world_size)
+        return plan_shards(
+            elements,
+            world_size=self.world_size,
+            shard_bytes=spec.shard_bytes,
+            aggregators=owners,
+        )
+
+    def reduce_flat(
+        self, flat: Flat, *, weight: float, what: str, readiness: Readiness | None = None
+    ) -> Operation:
+        """Replace ``flat`` on all ranks by the sum of all, divided by the sum of the weights.
+
+        Without ``readiness`` all of it is ready. ``what`` describes the operation in words, equal
+        on all ranks.
+
+        Raises:
+            SmltError: the session is over; what ``flat`` holds is undefined.
+        """
+        plan = self.plan(flat.size)
+        if readiness is None:
+            readiness = Readiness()
+            for shard in range(plan.shards):
+                readiness.announce(shard)
+        lane = self._lanes[next(self._reductions) % len(self._lanes)]
+        step = next(self._operations)
+        work = partial(self._reduce, lane, step, plan, flat, weight, what, readiness)
+        return partial(self._guarded, step, work)
+
+    async def _reduce(
+        self,
+        lane: _Lane,
+        step: int,
+        plan: ShardPlan,
+        flat: Flat,
+        weight: float,
+        what: str,
+        readiness: Readiness,
+    ) -> None:
+        # Metrics add up over ranks: if all said the same, there is one, with a count of all.
+        said = Meta(metrics={what: (1.0, 1.0)})
+        async with lane.turn:
+            reduction = lane.collective.begin(
+                step, plan, flat, weight=weight, flags=0, meta=lambda j: said if j == 0 else Meta()
+            )
+            readiness.attach(reduction)
+            result = await reduction.run()
+        if set(result.metas[0].metrics) != {what}:
+            raise _different(set(result.metas[0].metrics))
+
+    def agree(self, layout: bytes, what: Callable[[bytes], str]) -> Operation:
+        """Check that the other ranks are about to reduce the same; the first one to come rules.
+
+        Raises:
+            UserError: they are not: ``what(theirs)`` says in words how theirs differs.
+        """
+        step = next(self._operations)
+        return partial(self._guarded, step, partial(self._agree, step, layout, what))
+
+    async def _agree(self, step: int, layout: bytes, what: Callable[[bytes], str]) -> None:
+        keys = replace(self.session.seat.keys, lane=self._name)
+        stands = await self.session.store.first(
+            keys.layout(step), layout, guard=keys.marker, ttl_s=self._ttl_s
+        )
+        if stands != layout:
+            raise UserError(what(stands))
+
+    def all_reduce(self, array: NDArray[Any], op: str) -> Operation:
+        """Fold a contiguous array of any dtype over all ranks, in place."""
+        step = next(self._operations)
+        return partial(self._guarded, step, partial(self._all_reduce, str(step), array, op))
+
+    async def _all_reduce(self, label: str, array: NDArray[Any], op: str) -> None:
+        what = f"all_reduce {op} of {array.size} {array.dtype}"
+        flat = array.reshape(-1)
+        if array.nbytes <= _WHOLE_BYTES:
+            every = np.empty((self.world_size, flat.size), flat.dtype)
+            await parcels.all_gather(
+                self._exchange, label, as_bytes(flat), [as_bytes(row) for row in every], what=what
+            )
+            await asyncio.to_thread(fold, every, op, flat)
+            return
+        pieces = np.array_split(flat, self.world_size)
+        await self._fold_pieces(f"{label}.a", pieces, pieces[self.rank], op, what)
+        own = pieces[self.rank].copy()
+        places = [as_bytes(piece) for piece in pieces]
+        await parcels.all_gather(self._exchange, f"{label}.b", as_bytes(own), places, what=what)
+
+    def reduce_scatter(
+        self, pieces: Sequence[NDArray[Any]], out: NDArray[Any], op: str
+    ) -> Operation:
+        """Fold piece r of every rank on rank r, into ``out``."""
+        step = next(self._operations)
+        what = f"reduce_scatter {op} of {sum(p.size for p in pieces)} {out.dtype}"
+        return partial(
+            self._guarded, step, partial(self._fold_pieces, str(step), pieces, out, op, what)
+        )
+
+    async def _fold_pieces(
+        self, label: str, pieces: Sequence[NDArray[Any]], out: NDArray[Any], op: str, what: str
+    ) -> None:
+        every = np.empty((self.world_size, out.size), out.dtype)
+        outgoing = [as_bytes(piece) for piece in pieces]
+        incoming = [as_bytes(row) for row in every]
+        await parcels.all_to_all(self._exchange, label, outgoing, incoming, what=what)
+        await asyncio.to_thread(fold, every, op, out.reshape(-1))
+
+    def all_gather(self, own: Bytes, incoming: Sequence[Bytes], *, what: str) -> Operation:
+        """Fill ``incoming[r]`` with the bytes of each rank r."""
+        return self._exchanged(partial(parcels.all_gather, own=own, incoming=incoming, what=what))
+
+    def all_to_all(
+        self, outgoing: Sequence[Bytes | None], incoming: Sequence[Bytes | None], *, what: str
+    ) -> Operation:
+        """Send ``outgoing[r]`` to rank r, fill ``incoming[r]`` from it; None skips."""
+        return self._exchanged(
+            partial(parcels.all_to_all, outgoing=outgoing, incoming=incoming, what=what)
+        )
+
+    def broadcast(self, data: Bytes, root: int, *, what: str) -> Operation:
+        """Send the root's bytes into everybody's."""
+        return self._exchanged(partial(parcels.broadcast, data=data, root=root, what=what))
+
+    async def send(self, label: str, data: Bytes, to: int) -> None:
+        """Send to one rank under a label that both know; returns when it has been fetched."""
+
+        async def sent() -> None:
+            future = await self._exchange.post(label, data, to=to, what="send", bounded=False)
+            await future
+
+        await self._guarded(-1, sent)
+
+    async def receive(self, labels: Sequence[tuple[str, int]], out: Bytes) -> int:
+        """Receive the first that comes of several (label, source); return its index."""
+        return await self._guarded(-1, partial(self._exchange.fetch, labels, out, what="send"))
+
+    def barrier(self) -> Operation:
+        """Return when every rank has called it."""
+        return self.reduce_flat(np.empty(0, np.float32), weight=1.0, what="barrier")
+
+    def _exchanged(self, call: Callable[..., Coroutine[Any, Any, None]]) -> Operation:
+        step = next(self._operations)
+        return partial(self._guarded, step, partial(call, self._exchange, str(step)))
+
+    async def _guarded(self, step: int, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run an operation; whatever is wrong with it ends the session."""
+        session = self.session
+        session.check()
+        if not self._name:
+            session.sign.operation = max(session.sign.operation, step)
+        try:
+            return await work()
+        except RankMissingError as error:
+            found = await session.explain(error, step) if step >= 0 and not self._name else error
+            raise await session.fail(found) from None
+        except SmltError as error:
+            raise await session.fail(error) from None
+
+
+def as_bytes(array: NDArray[Any]) -> Bytes:
+    """View a contiguous array as flat bytes."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _different(said: set[str]) -> UserError:
+    return UserError(
+        f"ranks do different things at the same time ({' and '.join(sorted(said))}): all have to"
+        " call the same operations, with the same sizes, in the same order"
+    )

@@ -1,0 +1,316 @@
+"""How processes that know only a store, a job's name and their rank find one another.
+
+The sessions of a job are numbered. A session is founded by a first write that holds its settings
+and a random generation number, and is over when another first write says so. Both stand for ever
+once written, so a process that slept through the end of its session can neither change the next
+one nor keep it from beginning: all its keys carry a generation that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+
+from smlt import errors
+from smlt.errors import AbortedError, ConfigError, RankMissingError, SmltError, StoreLostError
+from smlt.io.keys import GenerationKeys, SessionKeys
+from smlt.io.parameter_store import ParameterStore
+
+# Longer than any session: the entries of one that died without a successor go by themselves.
+SESSION_S = 30 * 86400.0
+# What is over need only be remembered for as long as a slow joiner may believe otherwise.
+_MEMORY_S = 3600.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """What all ranks of a session must agree on."""
+
+    world_size: int
+    shard_bytes: int
+    aggregators: int | None = None
+    lanes: int = 2
+    """Reductions under way at the same time."""
+    wire_dtype: str = "fp32"
+
+    def __post_init__(self) -> None:
+        owners = self.world_size if self.aggregators is None else self.aggregators
+        if self.world_size < 1 or not 1 <= owners <= self.world_size:
+            raise ConfigError(
+                f"world_size={self.world_size} with aggregators={self.aggregators} cannot be: give"
+                " at least one rank, and 1 to world_size aggregators"
+            )
+        if self.shard_bytes < 64 or self.lanes < 1:
+            raise ConfigError("a shard has at least 64 bytes (shard_mb=0.0001), lanes is 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """Time limits of a session, in seconds."""
+
+    step_s: float = 120.0
+    """How long one wait for another rank may last."""
+    lease_s: float = 10.0
+    """A process that has not been heard of for this long is dead."""
+    heartbeat_s: float = 1.0
+    store_s: float = 15.0
+
+
+@dataclass(slots=True)
+class Sign:
+    """What a process says of itself while it lives."""
+
+    rank: int
+    where: str
+    """Process and host, in words."""
+    beat: int = 0
+    operation: int = -1
+    """The newest collective operation it has begun."""
+    left: bool = False
+
+    def pack(self) -> bytes:
+        return bytes(msgpack.packb(asdict(self)))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Sign:
+        return cls(**msgpack.unpackb(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A rank's place in a session."""
+
+    session: int
+    keys: GenerationKeys
+    nonce: str
+
+
+@dataclass(slots=True)
+class Standing:
+    """Who takes part in a session, and in what condition."""
+
+    formed: bool
+    """All ranks have once been there together."""
+    holders: dict[int, tuple[str, Sign | None]] = field(default_factory=dict)
+    """Nonce and sign of life of each claimed rank; no sign when its lease has run out."""
+
+    @property
+    def live(self) -> dict[int, tuple[str, Sign]]:
+        signs = ((rank, nonce, sign) for rank, (nonce, sign) in self.holders.items())
+        return {rank: (nonce, sign) for rank, nonce, sign in signs if sign and not sign.left}
+
+    @property
+    def dead(self) -> list[int]:
+        return [rank for rank, (_, sign) in self.holders.items() if sign is None]
+
+    @property
+    def left(self) -> list[int]:
+        return [rank for rank, (_, sign) in self.holders.items() if sign and sign.left]
+
+    @property
+    def verdict(self) -> str:
+        """Why nothing more can come of the session; empty while something can."""
+        if self.dead:
+            return f"rank {self.dead[0]} died"
+        if self.formed:
+            return "" if self.live else "all ranks have left"
+        return f"rank {self.left[0]} left before all had come" if self.left else ""
+
+
+class Rendezvous:
+    """One process's search for its seat. ``find_seat`` may be called again after a bad end."""
+
+    def __init__(
+        self,
+        store: ParameterStore,
+        job: str,
+        spec: SessionSpec,
+        limits: SessionLimits,
+        sign: Sign,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.keys = SessionKeys(job)
+        self._store = store
+        self._job = job
+        self._spec = spec
+        self._limits = limits
+        self._sign = sign
+        self._clock = clock
+        self._beats: dict[str, int] = {}
+
+    async def find_seat(self) -> Seat:
+        """Return this rank's seat in the job's present session, founding it if need be.
+
+        Raises:
+            ConfigError: another living process has the rank, or the session other settings.
+            RankMissingError: a former run does not come to its end within the time limit.
+            StoreError: the parameter store is not there.
+        """
+        await self._store.mark(self.keys.marker, ttl_s=SESSION_S)
+        [hint] = await self._store.values([self.keys.newest])
+        session = int(hint or 1)
+        give_up = self._clock() + self._limits.step_s + self._limits.lease_s
+        while True:
+            seat, over = await self._try(session)
+            if seat is not None:
+                return seat
+            if over:
+                session += 1
+            elif self._clock() > give_up:
+                raise RankMissingError(
+                    f"the former run of job {self._job!r} has ranks at work that do not end within"
+                    f" {self._limits.step_s:g} s: end them, or give this run another name"
+                )
+            else:
+                await asyncio.sleep(_POLL_S)
+
+    async def _try(self, session: int) -> tuple[Seat | None, bool]:
+        """Take the seat if it is to be had; else say whether the session is over."""
+        generation, spec = await self._found(session)
+        keys = GenerationKeys(self.keys.job_id, generation)
+        if await self.ending(session) is not None:
+            return None, True
+        standing = await self.standing(keys, spec.world_size)
+        if standing.verdict:
+            await self.end(session, keys, AbortedError(f"{standing.verdict}, and a new run began"))
+            return None, True
+        holder = standing.live.get(self._sign.rank)
+        if holder is not None and self._beats_on(*holder):
+            raise ConfigError(
+                f"rank {self._sign.rank} of job {self._job!r} is taken by {holder[1].where}, which"
+                " is alive: give each process a rank of its own, or this run another name"
+            )
+        if spec != self._spec:
+            alive = [sign for nonce, sign in standing.live.values() if self._beats_on(nonce, sign)]
+            if alive:
+                raise self._disagreement(spec, alive[0])
+            return None, False
+        if standing.formed or self._sign.rank in standing.holders:
+            return None, False
+        return await self._claim(session, keys), False
+
+    async def _found(self, session: int) -> tuple[int, SessionSpec]:
+        """Return generation and settings of the session, ours if nobody came before."""
+        [stands] = await self._store.values([self.keys.founding(session)])
+        if stands is None:
+            # 62 bits: numbers may begin anew once a job is forgotten, generations never meet.
+            generation = secrets.randbits(62)
+            marker = GenerationKeys(self.keys.job_id, generation).marker
+            await self._store.mark(marker, ttl_s=SESSION_S)
+            ours = msgpack.packb({"generation": generation, "spec": asdict(self._spec)})
+            stands = await self._store.first(
+                self.keys.founding(session), ours, guard=self.keys.marker, ttl_s=SESSION_S
+            )
+            if stands == ours:
+                await self._store.renew(self.keys.newest, b"%d" % session, ttl_s=SESSION_S)
+                await self._clear(session - 1)
+            else:
+                await self._store.discard([marker])
+        return _founding(stands)
+
+    async def _claim(self, session: int, keys: GenerationKeys) -> Seat | None:
+        # The lease comes first, under a name of its own: a claim without one would look dead.
+        nonce = secrets.token_hex(8)
+        lease = self.keys.lease(keys.generation, nonce)
+        await self._store.renew(lease, self._sign.pack(), ttl_s=self._limits.lease_s)
+        try:
+            stands = await self._store.first(
+                keys.claim(self._sign.rank),
+                nonce.encode(),
+                guard=keys.marker,
+                ttl_s=SESSION_S,
+                stream=keys.control,
+                fields={"event": b"claimed", "rank": b"%d" % self._sign.rank},
+            )
+        except StoreLostError:
+            stands = b""  # the session has been swept meanwhile; its end is on record
+        if stands == nonce.encode():
+            return Seat(session, keys, nonce)
+        await self._store.discard([lease])
+        return None
+
+    async def standing(self, keys: GenerationKeys, world_size: int) -> Standing:
+        """Return who is there."""
+        formed, *claims = await self._store.values(
+            [keys.roster, *(keys.claim(rank) for rank in range(world_size))]
+        )
+        nonces = {rank: claim.decode() for rank, claim in enumerate(claims) if claim is not None}
+        leases = [self.keys.lease(keys.generation, nonce) for nonce in nonces.values()]
+        signs = await self._store.values(leases) if leases else []
+        standing = Standing(formed is not None)
+        for (rank, nonce), sign in zip(nonces.items(), signs, strict=True):
+            standing.holders[rank] = nonce, None if sign is None else Sign.unpack(sign)
+        return standing
+
+    async def ending(self, session: int) -> SmltError | None:
+        """Return why the session is over, or None while it is not."""
+        [packed] = await self._store.values([self.keys.end(session)])
+        return None if packed is None else unpack_error(packed)
+
+    async def end(self, session: int, keys: GenerationKeys, error: SmltError) -> SmltError:
+        """End the session for everybody; return the reason that stands, ours or an earlier."""
+        stands = await self._store.first(
+            self.keys.end(session), pack_error(error), guard=self.keys.marker, ttl_s=SESSION_S
+        )
+        with contextlib.suppress(StoreLostError):  # swept: nobody is there to be told
+            await self._store.announce(
+                keys.control, {"event": b"end", "error": stands}, guard=keys.marker
+            )
+        return unpack_error(stands)
+
+    async def forget(self, session: int, keys: GenerationKeys) -> None:
+        """Remove what a session that is over has left behind."""
+        await self._store.sweep(keys.prefix)
+        entries = [self.keys.founding(session), self.keys.end(session)]
+        for key, value in zip(entries, await self._store.values(entries), strict=True):
+            if value is not None:
+                await self._store.renew(key, value, ttl_s=_MEMORY_S)
+
+    async def _clear(self, session: int) -> None:
+        [founding] = await self._store.values([self.keys.founding(session)])
+        if founding is not None:
+            generation, _ = _founding(founding)
+            await self.forget(session, GenerationKeys(self.keys.job_id, generation))
+
+    def _beats_on(self, nonce: str, sign: Sign) -> bool:
+        """Whether a process has been heard of since this one first looked: a lease outlives it."""
+        return self._beats.setdefault(nonce, sign.beat) != sign.beat
+
+    def _disagreement(self, theirs: SessionSpec, sign: Sign) -> ConfigError:
+        ours = asdict(self._spec)
+        name, value = next((n, v) for n, v in asdict(theirs).items() if ours[n] != v)
+        return ConfigError(
+            f"job {self._job!r} runs with {name}={value} (rank {sign.rank}, {sign.where}), but rank"
+            f" {self._sign.rank} says {name}={ours[name]}: give all ranks the same, or this run"
+            " another name"
+        )
+
+
+def _founding(data: bytes) -> tuple[int, SessionSpec]:
+    record: dict[str, Any] = msgpack.unpackb(data)
+    try:
+        return record["generation"], SessionSpec(**record["spec"])
+    except TypeError as exc:
+        raise ConfigError(
+            f"the job was begun by another version of smlt ({exc}): use one version on all ranks"
+        ) from exc
+
+
+def pack_error(error: SmltError) -> bytes:
+    return bytes(msgpack.packb([type(error).__name__, str(error)]))
+
+
+def unpack_error(data: bytes) -> SmltError:
+    """Return an error of the same class as the one that was packed, on whatever rank."""
+    name, text = msgpack.unpackb(data)
+    kind = getattr(errors, name, AbortedError)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, SmltError) else SmltError(text)

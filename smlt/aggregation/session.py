@@ -1,0 +1,255 @@
+"""A process's life in a drop-in session: seat, heartbeat, forming, failing and leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+from smlt.aggregation.rendezvous import (
+    SESSION_S,
+    Rendezvous,
+    Seat,
+    SessionLimits,
+    SessionSpec,
+    Sign,
+    unpack_error,
+)
+from smlt.errors import AbortedError, RankMissingError, SmltError, StoreLostError
+from smlt.io.parameter_store import ParameterStore
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """An async context manager: entering takes the seat, leaving gives it up.
+
+    ``formed`` returns when all ranks are there; until then a session that comes to a bad end is
+    left for the next one without anybody noticing. From then on it is immutable: whatever goes
+    wrong on any rank ends it for all.
+    """
+
+    def __init__(
+        self, store: ParameterStore, job: str, rank: int, spec: SessionSpec, limits: SessionLimits
+    ) -> None:
+        self.store = store
+        self.job = job
+        self.rank = rank
+        self.spec = spec
+        self.limits = limits
+        self.sign = Sign(rank, f"process {os.getpid()} on {socket.gethostname()}")
+        self.failure: SmltError | None = None
+        self.on_failure: list[Callable[[SmltError], None]] = []
+        """Called once, when the session ends by anything but everybody's leaving."""
+        self._rendezvous = Rendezvous(store, job, spec, limits, self.sign)
+        self._seat: Seat | None = None
+        self._formed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._seat = await self._rendezvous.find_seat()
+        self._tasks = [
+            asyncio.create_task(self._watched(self._heartbeat())),
+            asyncio.create_task(self._watched(self._follow())),
+        ]
+        return self
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        await self.close(exc)
+
+    @property
+    def seat(self) -> Seat:
+        if self._seat is None:
+            raise AbortedError(
+                f"job {self.job!r} has not been joined: use it in a `with` statement"
+            )
+        return self._seat
+
+    async def formed(self) -> None:
+        """Return when all ranks are there.
+
+        Raises:
+            RankMissingError: they were not within the time limit; names them.
+            SmltError: what ended the session.
+        """
+        try:
+            async with asyncio.timeout(self.limits.step_s):
+                await self._formed.wait()
+        except TimeoutError:
+            standing = await self._rendezvous.standing(self.seat.keys, self.spec.world_size)
+            missing = [r for r in range(self.spec.world_size) if r not in standing.live]
+            what = "step 0 waits for its shard 0"
+            raise await self.fail(self._missing(missing or [self.rank], what)) from None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what ended the session, if anything has."""
+        if self.failure is not None:
+            raise self.failure
+
+    async def fail(self, error: SmltError) -> SmltError:
+        """End the session for all ranks; return the error to raise here."""
+        if self.failure is not None:
+            return self.failure
+        if isinstance(error, StoreLostError):
+            # A successor sweeps what it replaces, which looks like a store that was emptied.
+            with contextlib.suppress(SmltError):
+                error = await self._rendezvous.ending(self.seat.session) or error
+        self._fall(error)
+        with contextlib.suppress(SmltError):
+            told = type(error)(f"{error} (rank {self.rank} says so)")
+            await self._rendezvous.end(self.seat.session, self.seat.keys, told)
+        return error
+
+    async def explain(self, error: RankMissingError, operation: int) -> RankMissingError:
+        """Name the ranks that are not at an operation whose wait was in vain."""
+        try:
+            standing = await self._rendezvous.standing(self.seat.keys, self.spec.world_size)
+        except SmltError:
+            return error
+        signs = {rank: sign for rank, (_, sign) in standing.live.items()}
+        missing = [
+            rank
+            for rank in range(self.spec.world_size)
+            if rank != self.rank and (rank not in signs or signs[rank].operation < operation)
+        ]
+        return self._missing(missing, str(error)) if missing else error
+
+    def _missing(self, ranks: list[int], what: str) -> RankMissingError:
+        names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+        verb = "has" if len(ranks) == 1 else "have"
+        return RankMissingError(
+            f"{names} of job {self.job!r} {verb} not come within {self.limits.step_s:g} s: {what}"
+        )
+
+    async def close(self, exc: BaseException | None = None) -> None:
+        """Leave. The last one to go sweeps; an exception is an end for all ranks.
+
+        Never raises for a store: the work is done or has failed already.
+        """
+        if self._seat is None:
+            return
+        try:
+            if exc is not None and self.failure is None:
+                reason = f"{type(exc).__name__}: {exc}".rstrip(": ")
+                await self.fail(AbortedError(f"rank {self.rank} left by {reason}"))
+        finally:
+            await self._cancel()
+        try:
+            await self._leave(self._seat)
+        except SmltError as error:
+            logger.warning("rank %d leaves job %s without a word: %s", self.rank, self.job, error)
+        self._seat = None
+
+    async def _leave(self, seat: Seat) -> None:
+        lease = self._rendezvous.keys.lease(seat.keys.generation, seat.nonce)
+        self.sign.left = True
+        await self.store.renew(lease, self.sign.pack(), ttl_s=SESSION_S)
+        standing = await self._rendezvous.standing(seat.keys, self.spec.world_size)
+        if not standing.live:
+            await self._rendezvous.end(seat.session, seat.keys, AbortedError("all ranks have left"))
+            await self._rendezvous.forget(seat.session, seat.keys)
+
+    async def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _watched(self, life: Coroutine[Any, Any, None]) -> None:
+        try:
+            await life
+        except SmltError as error:
+            await self.fail(error)
+
+    def _fall(self, error: SmltError) -> None:
+        self.failure = error
+        self._formed.set()
+        for callback in self.on_failure:
+            callback(error)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            seat = self.seat
+            self.sign.beat += 1
+            lease = self._rendezvous.keys.lease(seat.keys.generation, seat.nonce)
+            await self.store.renew(lease, self.sign.pack(), ttl_s=self.limits.lease_s)
+            if self._formed.is_set():
+                await self._look(seat)
+            await asyncio.sleep(self.limits.heartbeat_s)
+
+    async def _look(self, seat: Seat) -> None:
+        """Find out what the control stream may not have told: it is lost with the store."""
+        [marker] = await self.store.values([seat.keys.marker])
+        error = await self._rendezvous.ending(seat.session)
+        if error is None and marker is None:
+            error = StoreLostError(
+                f"the parameter store has lost job {self.job!r}: it was restarted or emptied; start"
+                " all ranks again"
+            )
+        if error is not None:
+            raise error
+
+    async def _follow(self) -> None:
+        """Form the session, over as many attempts as it takes, and hear of its end."""
+        while not await self._form():
+            self._seat = await self._rendezvous.find_seat()
+
+    async def _form(self) -> bool:
+        """Return False when the session ended before all ranks were there."""
+        seat, everyone = self.seat, set(range(self.spec.world_size))
+        claimed: set[int] = set()
+        ready: set[int] = set()
+        after = {seat.keys.control: "0-0"}
+        while True:
+            notices = await self.store.read(after, wait_s=self.limits.heartbeat_s)
+            for notice in notices:
+                after[notice.stream] = notice.id
+                event = notice.fields["event"]
+                if event == b"end":
+                    if not self._formed.is_set():
+                        return False
+                    self._fall(unpack_error(notice.fields["error"]))
+                    return True
+                {b"claimed": claimed, b"ready": ready}[event].add(int(notice.fields["rank"]))
+            if self._formed.is_set():
+                continue
+            if not notices and await self._hopeless(seat):
+                return False
+            # Two rounds: that all have claimed may be told by the dead, that all are ready cannot.
+            if claimed == everyone and self.rank not in ready:
+                ready.add(self.rank)
+                if not await self._say_ready(seat):
+                    return False
+            if ready == everyone:
+                await self._close_roster(seat)
+
+    async def _hopeless(self, seat: Seat) -> bool:
+        if await self._rendezvous.ending(seat.session) is not None:
+            return True
+        standing = await self._rendezvous.standing(seat.keys, self.spec.world_size)
+        holder = standing.holders.get(self.rank)
+        if holder is None or holder[0] != seat.nonce:
+            return True  # the store has forgotten the session
+        if standing.verdict and not standing.formed:
+            await self._rendezvous.end(seat.session, seat.keys, AbortedError(standing.verdict))
+            return True
+        return False
+
+    async def _say_ready(self, seat: Seat) -> bool:
+        fields = {"event": b"ready", "rank": b"%d" % self.rank}
+        try:
+            await self.store.announce(
+                seat.keys.control, fields, guard=seat.keys.marker, ttl_s=SESSION_S
+            )
+        except StoreLostError:
+            return False
+        return True
+
+    async def _close_roster(self, seat: Seat) -> None:
+        await self.store.first(seat.keys.roster, b"formed", guard=seat.keys.marker, ttl_s=SESSION_S)
+        self._formed.set()
