@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,14 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.state_digest import weights_digest
 from smlt.io.stores import open_parameter_store
 from smlt.io.weights import read_weights_file, unpack_weights
-from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.messages import Failure, JobSpec, Limits, ResourcePlan
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
 
 # Longer than it takes the workers to notice that the client is gone, and to save.
 _LINGER_S = 20.0
+# A server that answers at all answers within this.
+_REACH_S = 3.0
 _MB_PER_VCPU = 1769
 _AT_ONCE = "stopped at once, on request"
 
@@ -48,6 +50,8 @@ class _Place:
 
     cloud: LambdaService
     parameters: str
+    ended: Callable[[], Awaitable[str]] | None = None
+    """Waits for the service's own untimely end, and says how it came."""
 
 
 class Session:
@@ -79,6 +83,8 @@ class Session:
         progress.job_id = new_job_id(target.reference.rpartition(":")[2])
         progress.epochs = config.epochs
         self._running = asyncio.current_task()
+        if config.parameters is not None:
+            await _check_server(config.parameters)
         with _disk_errors(run_dir):
             folder = RunFolder.create(run_dir, progress.job_id)
             objects = DirectoryStore(run_dir / "objects")
@@ -143,6 +149,7 @@ class Session:
             )
             if self._stop_requested:
                 await scheduler.request_stop()
+            watch = asyncio.create_task(_watch(place, scheduler))
             try:
                 outcome = await scheduler.run()
             except asyncio.CancelledError:
@@ -152,8 +159,11 @@ class Session:
                 raise
             finally:
                 self._scheduler = None
-                with contextlib.suppress(StoreError):
-                    await store.sweep(job_prefix(progress.job_id))
+                watch.cancel()
+                # Expiry would free what is left, but later; a store that is gone is not waited for.
+                with contextlib.suppress(StoreError, TimeoutError):
+                    async with asyncio.timeout(_REACH_S):
+                        await store.sweep(job_prefix(progress.job_id))
             progress.state = outcome.status
             feed.event("end", status=outcome.status, message=outcome.message)
         if outcome.failure is not None and outcome.failure.kind == "user":
@@ -183,7 +193,8 @@ class Session:
             self.progress.notices.extend(embedded.notices)
             endpoint = Endpoint(url=embedded.endpoint, access_key="local", secret_key="local")
             async with lambda_client(endpoint) as cloud:
-                yield _Place(cloud, config.parameters or str(embedded.parameters))
+                url = config.parameters or str(embedded.parameters)
+                yield _Place(cloud, url, embedded.ended)
 
     async def _summarise(
         self, objects: ObjectStore, outcome: Outcome, folder: RunFolder
@@ -225,6 +236,17 @@ class Session:
 
 def _stopped_at_once(job: Job) -> Outcome:
     return Outcome("stopped", _AT_ONCE, job.state.parent, None, job.state.generation)
+
+
+async def _watch(place: _Place, scheduler: TaskScheduler) -> None:
+    if place.ended is not None:
+        scheduler.give_up(Failure(kind="cloud", message=await place.ended()))
+
+
+async def _check_server(url: str) -> None:
+    """Find out before anything is started that the server cannot be reached, and soon."""
+    async with open_parameter_store(url, time_limit_s=_REACH_S) as store:
+        await store.values(["smlt"])
 
 
 def _plan(config: TrainConfig) -> ResourcePlan:

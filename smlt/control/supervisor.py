@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from smlt.errors import CloudError, SmltError, StoreError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore
 from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
+
+logger = logging.getLogger(__name__)
 
 _READ_S = 0.5
 _LOGS_S = 0.5
@@ -117,9 +120,10 @@ class Supervisor:
                 for task in beside:
                     task.cancel()
         except ExceptionGroup as errors:
-            return await self._broken(errors.exceptions[0])
+            return await self._broken(_first(errors))
         except StoreError as error:
-            return await self._broken(error)
+            # Nothing runs yet, and the store has had its time to come back.
+            return Ended(Failure(kind="unreachable", message=str(error)), StepFlag(0))
         await self._settle(_SETTLE_S)
         self._show()
         return Ended(self._view.failure, self._view.reasons)
@@ -151,7 +155,7 @@ class Supervisor:
     def _ttl_s(self) -> float:
         return self._limits.function_s + self._limits.start_s + self._limits.save_s
 
-    async def _broken(self, error: Exception) -> Ended:
+    async def _broken(self, error: BaseException) -> Ended:
         """End what can no longer be followed; the ranks notice by themselves, and save."""
         if not isinstance(error, SmltError):
             raise error
@@ -221,7 +225,8 @@ class Supervisor:
                     # Throttled, or the service has a moment: an event that was refused was not
                     # delivered, and one delivered twice is sorted out by the claim.
                     if self._clock() + delay > give_up:
-                        raise
+                        await self.abort(Failure(kind="start", message=str(error), rank=rank))
+                        return
                     self._feed.notice(str(error))
                     await asyncio.sleep(delay)
                     delay *= 2
@@ -320,7 +325,13 @@ class Supervisor:
 
     async def _read_logs(self) -> None:
         name, since = self._function.name, self._invocations.since_ms
-        self._invocations.take(await self._cloud.log_events(name, since))
+        try:
+            events = await self._cloud.log_events(name, since)
+        except CloudError as error:
+            # The log only tells sooner what the leases tell for certain.
+            logger.info("%s", error)
+        else:
+            self._invocations.take(events)
 
     async def _look_at_end(self, invocation: Invocation) -> None:
         # A second delivery of one event ends well, and at once: that tells nothing.
@@ -339,6 +350,13 @@ class Supervisor:
                 kind = "memory" if invocation.out_of_memory else "lost"
                 await self._lose(number, _how_it_died(invocation), kind)
             rank.suspected = True
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _how_it_died(invocation: Invocation) -> str:

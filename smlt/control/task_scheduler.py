@@ -24,7 +24,7 @@ from smlt.messages import Failure, Position, StepFlag, WorkerTask
 # The same failure so often, with no step of progress between, ends the job.
 _SAME_FAILURE = 3
 # These come again for certain: another try would only cost.
-_FATAL = {"numbers", "memory", "space", "user"}
+_FATAL = {"numbers", "memory", "space", "user", "unreachable"}
 _BACKOFF_S = 0.5
 _BACKOFF_LIMIT_S = 30.0
 
@@ -70,11 +70,30 @@ class TaskScheduler:
         self._parameters_url = parameters_url
         self._clock = clock
         self._supervisor: Supervisor | None = None
+        self._running: asyncio.Task[Outcome] | None = None
+        self._given_up: Failure | None = None
         self._stopping = asyncio.Event()
         self._failures: Counter[tuple[object, ...]] = Counter()
 
     async def run(self) -> Outcome:
         """Run generation after generation; the job's durable state says how it ended."""
+        self._running = asyncio.create_task(self._generations())
+        try:
+            outcome = await self._running
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+            outcome = await self._abandoned(self._given_up)
+        await self._job.end(outcome.status, outcome.message, outcome.newest)
+        return outcome
+
+    def give_up(self, failure: Failure) -> None:
+        """End the job at once, as failed: what it runs on is gone for good."""
+        self._given_up = failure
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _generations(self) -> Outcome:
         parent = self._job.state.parent
         while True:
             ended = await self._run_generation(parent)
@@ -83,9 +102,13 @@ class TaskScheduler:
             parent = newest or parent
             outcome = await self._judge(ended, parent)
             if outcome is not None:
-                await self._job.end(outcome.status, outcome.message, parent)
                 return outcome
             await self._back_off(ended)
+
+    async def _abandoned(self, failure: Failure) -> Outcome:
+        state = self._job.state
+        newest = await checkpoint.newest(self._objects, state.job_id, state.generation)
+        return Outcome("failed", failure.message, newest or state.parent, failure, state.generation)
 
     async def request_stop(self) -> None:
         """End the job cleanly: all ranks leave after their current step and save."""
@@ -174,10 +197,9 @@ class TaskScheduler:
         if ended.failure is not None:
             tries = max(self._failures.values(), default=1)
             delay = min(_BACKOFF_S * 2 ** (tries - 1), _BACKOFF_LIMIT_S)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), delay)
-            except TimeoutError:
-                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
 
     async def _in_words(self, position: Position | None) -> str:
         """Say what a user calls the step: evaluations are numbered steps too, but not counted."""

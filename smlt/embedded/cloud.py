@@ -82,6 +82,14 @@ class EmbeddedCloud:
         pid = self._ready["valkey_pid"]
         return None if pid is None else int(pid)
 
+    async def ended(self) -> str:
+        """Wait until the process ends by itself, as it never should; say how it did."""
+        if self._process is None:
+            raise CloudError("the embedded cloud has not been started")
+        code = await self._process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        return f"the embedded cloud {how}; see {self._run_dir / 'logs' / 'cloud.log'}"
+
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, cast
 
@@ -115,7 +116,7 @@ class ControlClient:
 
 async def _translated(call: Awaitable[Any]) -> Any:
     try:
-        return await call
+        return await _cancellable(call)
     except exceptions.OutOfMemoryError as exc:
         raise ErrorReply(f"OOM {exc}") from exc
     except exceptions.ReadOnlyError as exc:
@@ -128,3 +129,17 @@ async def _translated(call: Awaitable[Any]) -> Any:
         raise ConnectionError(str(exc)) from exc
     except exceptions.RedisError as exc:
         raise ErrorReply(str(exc)) from exc
+
+
+async def _cancellable(call: Awaitable[Any]) -> Any:
+    """Await a call that may swallow its cancellation.
+
+    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 returns as if nothing had
+    been when it is cancelled at the moment at which it is done (CPython issue 86296).
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await call
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result

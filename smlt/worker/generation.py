@@ -198,7 +198,8 @@ class Generation:
     async def next_news(self, limit_s: float) -> None:
         """Wait for the next notice on the control stream, but not longer than the limit."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), limit_s)
+            async with asyncio.timeout(limit_s):
+                await self._news.wait()
         self._news.clear()
 
     async def abort(self, failure: Failure) -> Failure:
