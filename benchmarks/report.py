@@ -30,7 +30,7 @@ ours and all its peers run one after the other, so that the ratios hold on a mac
 use too. Absolute speeds wander with its load.
 """
 
-LEGEND = """- **GB/s**: bytes of input (uncompressed) a second; one thread, unless it says otherwise.
+LEGEND = """- **GB/s**: bytes of input (uncompressed) a second; one thread, unless a row says more.
 - **of limit**: of the speed at which C code reads the same arrays, eight at a time, and does
   nothing else, in the same rounds.
 - **target**: ✓ reached, ✗ missed, ◆ out of reach: at the read limit, less the traffic of what must

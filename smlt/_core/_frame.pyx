@@ -123,9 +123,9 @@ cdef object _read_tensor(Reader* r):
         _malformed("a tensor needs name, dtype and shape")
     cdef str name = _read_str(r, frame_header.MAX_NAME, "a tensor's name")
     cdef str dtype = _read_str(r, 16, "a tensor's dtype")
-    cdef size_t i, dims = _read_array(r, frame_header.MAX_DIMS, "a shape")
+    cdef size_t _, dims = _read_array(r, frame_header.MAX_DIMS, "a shape")
     cdef list shape = []
-    for i in range(dims):
+    for _ in range(dims):
         shape.append(_read_uint(r))
     tensor = TensorInfo(name, dtype, tuple(shape))
     frame_header.check_tensor(tensor)
@@ -179,9 +179,9 @@ cdef class Frame:
         if _big_endian(r, 1) != 0x80 + 6:
             _malformed("a map of six was expected")
         _expect_key(r, "tensors")
-        cdef size_t i, count = _read_array(r, frame_header.MAX_TENSORS, "the list of tensors")
+        cdef size_t _, count = _read_array(r, frame_header.MAX_TENSORS, "the list of tensors")
         cdef list tensors = []
-        for i in range(count):
+        for _ in range(count):
             tensors.append(_read_tensor(r))
         _expect_key(r, "flags")
         cdef uint64_t flags = _read_uint(r)

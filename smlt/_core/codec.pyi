@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from smlt._core.frame_header import FrameFormatError as FrameFormatError
 from smlt._core.frame_header import Header as Header
 from smlt._core.frame_header import TensorInfo as TensorInfo
-from smlt._core.shard_reduce import Buffer, Dtype, Order
+from smlt._core.kinds import Dtype, Order
+from smlt._core.shard_reduce import _Buffer
 
 def use_instruction_set(name: str) -> None: ...
-def checksum(data: Buffer) -> int: ...
+def checksum(data: _Buffer) -> int: ...
 def encode(
     array: Any,
     *,
@@ -36,7 +37,7 @@ def encode_tensors(
 ) -> list[bytes | memoryview]: ...
 def encode_into(
     array: Any,
-    out: Buffer,
+    out: _Buffer,
     *,
     wire_dtype: Dtype | None = None,
     flags: int = 0,
@@ -47,23 +48,25 @@ def encode_into(
     residual: NDArray[np.float32] | None = None,
 ) -> int: ...
 def frame_bound(nbytes: int, meta_bytes: int = 0) -> int: ...
-def read_header(frame: Buffer, *, max_bytes: int | None = None) -> Header: ...
-def verify(frame: Buffer, *, max_bytes: int | None = None) -> Header: ...
-def decode_into(frame: Buffer, out: Buffer, *, verify: bool = True, threads: int = 1) -> Header: ...
+def read_header(frame: _Buffer, *, max_bytes: int | None = None) -> Header: ...
+def verify(frame: _Buffer, *, max_bytes: int | None = None) -> Header: ...
+def decode_into(
+    frame: _Buffer, out: _Buffer, *, verify: bool = True, threads: int = 1
+) -> Header: ...
 def decode_add(
-    frame: Buffer,
-    out: Buffer,
+    frame: _Buffer,
+    out: _Buffer,
     *,
     scale: float | None = None,
     verify: bool = True,
     threads: int = 1,
 ) -> Header: ...
 def decode_tensors(
-    frame: Buffer, *, max_bytes: int, verify: bool = True, threads: int = 1
+    frame: _Buffer, *, max_bytes: int, verify: bool = True, threads: int = 1
 ) -> dict[str, NDArray[Any]]: ...
 def decode_reduce(
-    frames: Iterable[Buffer],
-    out: Buffer,
+    frames: Iterable[_Buffer],
+    out: _Buffer,
     *,
     weights: Iterable[float] | None = None,
     scale: float | None = None,
@@ -86,6 +89,6 @@ class FrameReducer:
     @property
     def missing(self) -> list[int]: ...
     def add(
-        self, index: int, frame: Buffer, *, verify: bool = True
+        self, index: int, frame: _Buffer, *, verify: bool = True
     ) -> tuple[Header, list[int]]: ...
-    def finish(self, out: Buffer, scale: float | None = None) -> None: ...
+    def finish(self, out: _Buffer, scale: float | None = None) -> None: ...

@@ -6,11 +6,10 @@ from typing import Any, Literal, TypeAlias, overload
 import typing_extensions
 from numpy.typing import NDArray
 
-# NumPy's stubs say that arrays are buffers only from Python 3.12 on.
-Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
+from smlt._core.kinds import Dtype, Order
 
-Dtype = Literal["fp32", "fp16", "bf16"]
-Order = Literal["fold", "tree", "fp64"]
+# NumPy's stubs say that arrays are buffers only from Python 3.12 on.
+_Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
 
 DTYPES: tuple[Dtype, ...]
 ORDERS: tuple[Order, ...]
@@ -19,8 +18,8 @@ def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 @overload
 def reduce(
-    shards: Iterable[Buffer],
-    out: Buffer,
+    shards: Iterable[_Buffer],
+    out: _Buffer,
     *,
     dtype: Dtype | None = None,
     weights: Iterable[float] | None = None,
@@ -31,8 +30,8 @@ def reduce(
 ) -> None: ...
 @overload
 def reduce(
-    shards: Iterable[Buffer],
-    out: Buffer,
+    shards: Iterable[_Buffer],
+    out: _Buffer,
     *,
     dtype: Dtype | None = None,
     weights: Iterable[float] | None = None,
@@ -42,11 +41,11 @@ def reduce(
     norm: Literal[True],
 ) -> float: ...
 def reduce_cast(
-    shards: Iterable[Buffer],
-    out: Buffer,
+    shards: Iterable[_Buffer],
+    out: _Buffer,
     *,
     wire_dtype: Literal["fp16", "bf16"],
-    residual: Buffer | None = None,
+    residual: _Buffer | None = None,
     dtype: Dtype | None = None,
     weights: Iterable[float] | None = None,
     scale: float | None = None,
@@ -55,9 +54,9 @@ def reduce_cast(
     norm: bool = False,
 ) -> float | None: ...
 def reduce_sgd(
-    shards: Iterable[Buffer],
-    param: Buffer,
-    momentum_buffer: Buffer | None = None,
+    shards: Iterable[_Buffer],
+    param: _Buffer,
+    momentum_buffer: _Buffer | None = None,
     *,
     lr: float,
     momentum: float = 0.0,
@@ -73,10 +72,10 @@ def reduce_sgd(
     norm: bool = False,
 ) -> float | None: ...
 def reduce_adamw(
-    shards: Iterable[Buffer],
-    param: Buffer,
-    exp_avg: Buffer,
-    exp_avg_sq: Buffer,
+    shards: Iterable[_Buffer],
+    param: _Buffer,
+    exp_avg: _Buffer,
+    exp_avg_sq: _Buffer,
     *,
     step: int,
     lr: float = 1e-3,
@@ -108,5 +107,5 @@ class StreamReducer:
     def held(self) -> list[int]: ...
     @property
     def partial_count(self) -> int: ...
-    def add(self, index: int, shard: Buffer) -> list[int]: ...
-    def finish(self, out: Buffer, scale: float | None = None) -> None: ...
+    def add(self, index: int, shard: _Buffer) -> list[int]: ...
+    def finish(self, out: _Buffer, scale: float | None = None) -> None: ...

@@ -635,8 +635,7 @@ class StreamReducer:
             raise ValueError(
                 f"{self._missing} of {self._world_size} shards are missing: {self.missing[:8]}"
             )
-        cdef _Output target = _Output(out, "out", 4, self._count)
-        target = None
+        _Output(out, "out", 4, self._count)
         # One-dimensional and typed, whatever the shape of out.
         flat = memoryview(out).cast("B").cast("f") if self._count else np.empty(0, np.float32)
         if self._order == TREE:
