@@ -56,6 +56,10 @@ class EventLoopThread:
         finally:
             loop.close()
 
+    @property
+    def runs(self) -> bool:
+        return self._loop is not None
+
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start the work there; cancelling the future cancels it.
 

@@ -1,0 +1,28 @@
+"""The ``torch.distributed`` backend: importing this module registers it under the name "smlt".
+
+```python
+import smlt.torch
+
+torch.distributed.init_process_group(
+    "smlt", init_method="smlt+redis://host:6379/0?job=resnet", rank=rank, world_size=world_size
+)
+```
+
+The URL is the parameter store's with ``smlt+`` before it and ``?job=`` behind; ``shard_mb``,
+``aggregators`` and ``lease_s`` may follow, as in ``smlt.Aggregator``.
+"""
+
+from __future__ import annotations
+
+from torch import distributed
+
+from smlt.aggregation import torch_world
+from smlt.aggregation.process_group import SmltProcessGroup, create
+
+__all__ = ["SmltProcessGroup"]
+
+distributed.Backend.register_backend("smlt", create, extended_api=True, devices=["cpu"])
+for _scheme in torch_world.SCHEMES:
+    distributed.register_rendezvous_handler(
+        f"{torch_world.PREFIX}{_scheme}", torch_world.rendezvous
+    )
