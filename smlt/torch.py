@@ -15,6 +15,7 @@ The URL is the parameter store's with ``smlt+`` before it and ``?job=`` behind; 
 from __future__ import annotations
 
 from torch import distributed
+from torch.distributed.rendezvous import register_rendezvous_handler
 
 from smlt.aggregation import torch_world
 from smlt.aggregation.process_group import SmltProcessGroup, create
@@ -23,6 +24,6 @@ __all__ = ["SmltProcessGroup"]
 
 distributed.Backend.register_backend("smlt", create, extended_api=True, devices=["cpu"])
 for _scheme in torch_world.SCHEMES:
-    distributed.register_rendezvous_handler(
+    register_rendezvous_handler(  # type: ignore[no-untyped-call]
         f"{torch_world.PREFIX}{_scheme}", torch_world.rendezvous
     )

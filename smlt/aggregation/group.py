@@ -286,16 +286,18 @@ class Group:
     async def _guarded(self, step: int, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run an operation; whatever is wrong with it ends the session."""
         session = self.session
-        session.check()
-        if not self._name:
-            session.sign.operation = max(session.sign.operation, step)
+        session.under_way += 1
         try:
-            return await work()
-        except RankMissingError as error:
-            found = await session.explain(error, step) if step >= 0 and not self._name else error
-            raise await session.fail(found) from None
+            session.begins(-1 if self._name else step)
+            try:
+                return await work()
+            except RankMissingError as error:
+                named = step >= 0 and not self._name
+                raise (await session.explain(error, step) if named else error) from None
         except SmltError as error:
             raise await session.fail(error) from None
+        finally:
+            session.under_way -= 1
 
 
 def as_bytes(array: NDArray[Any]) -> Bytes:

@@ -4,19 +4,26 @@ torch 2.13 calls ``all_gather_single`` and its like where 2.6 calls ``_allgather
 names are here.
 """
 
+# torch declares short forms for direct callers, too; torch.distributed itself uses but these.
+# mypy: disable-error-code="override, assignment"
+
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import distributed
-from torch._C._distributed_c10d import Work, _create_work_from_future
+from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
+    PrefixStore,
+    Work,
+    _create_work_from_future,
+)
 
 from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.tensors import Staged, byte_view, numeric_view
@@ -38,7 +45,7 @@ class SmltProcessGroup(distributed.ProcessGroup):
     """One rank's end of a group. Collectives return at once, with a Work to wait for."""
 
     def __init__(self, world: World, group: Group, name: str) -> None:
-        super().__init__(group.rank, group.world_size)
+        super().__init__(group.rank, group.world_size)  # type: ignore[call-arg]
         self._world = world
         self._group: Group | None = group
         self._group_size = group.world_size
@@ -50,7 +57,7 @@ class SmltProcessGroup(distributed.ProcessGroup):
             _RESOLVERS, thread_name_prefix="smlt-torch-done"
         )
 
-    def getBackendName(self) -> str:  # noqa: N802 - torch's name
+    def getBackendName(self) -> str:
         return "smlt"
 
     def size(self) -> int:
@@ -251,7 +258,7 @@ class SmltProcessGroup(distributed.ProcessGroup):
             except asyncio.CancelledError:
                 future.set_exception(RuntimeError("the process group was destroyed"))
                 raise
-            except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            except Exception as error:
                 self._resolvers.submit(future.set_exception, error)
             else:
                 self._resolvers.submit(future.set_result, result)
@@ -326,7 +333,7 @@ def create(options: Any, _: object = None) -> SmltProcessGroup:
         UserError: the default group was not initialised by a URL of ours.
     """
     store = options.store
-    while isinstance(store, distributed.PrefixStore):
+    while isinstance(store, PrefixStore):
         store = store.underlying_store
     world: World | None = getattr(store, "world", None)
     if world is None:

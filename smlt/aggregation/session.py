@@ -22,6 +22,9 @@ from smlt.aggregation.rendezvous import (
 from smlt.errors import AbortedError, RankMissingError, SmltError, StoreLostError
 from smlt.io.parameter_store import ParameterStore
 
+# Every so many heartbeats the leases of the others are read: half a lease at the usual ratio.
+_BEATS_PER_ROLL_CALL = 5
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +49,11 @@ class Session:
         self.on_failure: list[Callable[[SmltError], None]] = []
         """Called once, when the session ends by anything but everybody's leaving."""
         self._rendezvous = Rendezvous(store, job, spec, limits, self.sign)
+        self.under_way = 0
+        """Operations that wait for other ranks."""
         self._seat: Seat | None = None
+        self._left: dict[int, int] = {}
+        self._silent: set[int] = set()
         self._formed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -149,6 +156,8 @@ class Session:
         lease = self._rendezvous.keys.lease(seat.keys.generation, seat.nonce)
         self.sign.left = True
         await self.store.renew(lease, self.sign.pack(), ttl_s=SESSION_S)
+        with contextlib.suppress(StoreLostError):
+            await self._say(seat, "left", operation=b"%d" % self.sign.operation)
         standing = await self._rendezvous.standing(seat.keys, self.spec.world_size)
         if not standing.live:
             await self._rendezvous.end(seat.session, seat.keys, AbortedError("all ranks have left"))
@@ -180,6 +189,8 @@ class Session:
             await self.store.renew(lease, self.sign.pack(), ttl_s=self.limits.lease_s)
             if self._formed.is_set():
                 await self._look(seat)
+                if self.under_way and self.sign.beat % _BEATS_PER_ROLL_CALL == 0:
+                    await self._call_roll(seat)
             await asyncio.sleep(self.limits.heartbeat_s)
 
     async def _look(self, seat: Seat) -> None:
@@ -193,6 +204,36 @@ class Session:
             )
         if error is not None:
             raise error
+
+    async def _call_roll(self, seat: Seat) -> None:
+        """Do not wait for the dead until the time limit. Twice silent: the store may have been."""
+        standing = await self._rendezvous.standing(seat.keys, self.spec.world_size)
+        dead = sorted(self._silent.intersection(standing.dead))
+        self._silent = set(standing.dead)
+        if dead:
+            raise RankMissingError(
+                f"rank {dead[0]} of job {self.job!r} died: nothing has been heard of it for more"
+                f" than {self.limits.lease_s:g} s, and step {self.sign.operation} waits for its"
+                " shard 0"
+            )
+
+    def begins(self, operation: int) -> None:
+        """Note that this rank begins an operation.
+
+        Raises:
+            RankMissingError: another rank has left before it.
+        """
+        self.check()
+        self.sign.operation = max(self.sign.operation, operation)
+        self._look_for_leavers()
+
+    def _look_for_leavers(self) -> None:
+        for rank, operation in self._left.items():
+            if operation < self.sign.operation:
+                raise RankMissingError(
+                    f"rank {rank} of job {self.job!r} has left after {operation + 1} operations;"
+                    f" step {self.sign.operation} waits for its shard 0 in vain"
+                )
 
     async def _follow(self) -> None:
         """Form the session, over as many attempts as it takes, and hear of its end."""
@@ -215,7 +256,12 @@ class Session:
                         return False
                     self._fall(unpack_error(notice.fields["error"]))
                     return True
-                {b"claimed": claimed, b"ready": ready}[event].add(int(notice.fields["rank"]))
+                rank = int(notice.fields["rank"])
+                if event == b"left":
+                    self._left[rank] = int(notice.fields["operation"])
+                    self._look_for_leavers()
+                else:
+                    {b"claimed": claimed, b"ready": ready}[event].add(rank)
             if self._formed.is_set():
                 continue
             if not notices and await self._hopeless(seat):
@@ -241,14 +287,17 @@ class Session:
         return False
 
     async def _say_ready(self, seat: Seat) -> bool:
-        fields = {"event": b"ready", "rank": b"%d" % self.rank}
         try:
-            await self.store.announce(
-                seat.keys.control, fields, guard=seat.keys.marker, ttl_s=SESSION_S
-            )
+            await self._say(seat, "ready")
         except StoreLostError:
             return False
         return True
+
+    async def _say(self, seat: Seat, event: str, **fields: bytes) -> None:
+        fields |= {"event": event.encode(), "rank": b"%d" % self.rank}
+        await self.store.announce(
+            seat.keys.control, fields, guard=seat.keys.marker, ttl_s=SESSION_S
+        )
 
     async def _close_roster(self, seat: Seat) -> None:
         await self.store.first(seat.keys.roster, b"formed", guard=seat.keys.marker, ttl_s=SESSION_S)

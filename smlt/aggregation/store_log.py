@@ -64,7 +64,8 @@ class StoreLog:
         if self._failure is not None:
             raise self._failure
         nonce = secrets.token_bytes(8)
-        result = self._results[nonce] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._results[nonce] = result
         fields = {
             "verb": verb.encode(),
             "key": key.encode(),

@@ -1,4 +1,4 @@
-"""What the process groups of one process share: session, event loop and ``torch.distributed`` Store.
+"""What the process groups of one process share: session, event loop and rendezvous Store.
 
 On Lambda no rank can be reached by another, so that rendezvous, too, goes through the parameter
 store; ``env://`` would need a port.
@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from torch import distributed
+from torch._C._distributed_c10d import Store
 
 from smlt.aggregation.aggregator import open_session
 from smlt.aggregation.background import EventLoopThread
@@ -113,7 +114,7 @@ class World:
             self.close()
 
 
-class ParameterStoreStore(distributed.Store):
+class ParameterStoreStore(Store):
     """A ``torch.distributed`` Store in the job's parameter store."""
 
     def __init__(self, world: World, limit_s: float) -> None:
@@ -162,8 +163,8 @@ class ParameterStoreStore(distributed.Store):
         return True
 
     # torch's C++ side looks for these two under its own names.
-    deleteKey = delete_key  # noqa: N815
-    getNumKeys = num_keys  # noqa: N815
+    deleteKey = delete_key
+    getNumKeys = num_keys
 
     def clone(self) -> ParameterStoreStore:
         return self
