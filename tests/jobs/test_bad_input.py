@@ -114,7 +114,7 @@ def test_weights_that_do_not_fit(place):
     first = place.train(SMALL, "--workers", "1", "--steps", "1", "--json").check(0)
     model = first.summary["model_path"]
     sentence = refused(place, SMALL, "--workers", "1", "--param", "width=9", "--init-from", model)
-    assert "weight has shape (8,), not (9,)" in sentence
+    assert "weight has shape (40,), not (9,)" in sentence
 
 
 def test_weights_that_are_none(place):

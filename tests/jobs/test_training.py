@@ -1,10 +1,24 @@
-"""What a job gives: its weights, whatever the number of workers, and one JSON object."""
+"""The same weights from every run, and, to rounding, from every number of workers."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from jobs.harness import SMALL
+from jobs.harness import CODE, SMALL
+
+MNIST = CODE / "examples/mnist/train.py"
+
+
+def weights(ended):
+    return load_file(ended.check(0).summary["model_path"])
+
+
+def assert_close(found, wanted, atol):
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=atol, err_msg=name)
 
 
 def test_two_runs_with_one_seed_give_one_digest(place):
@@ -13,3 +27,49 @@ def test_two_runs_with_one_seed_give_one_digest(place):
     assert first.summary["weights_digest"].startswith("sha256:")
     assert first.summary["weights_digest"] == second.summary["weights_digest"]
     assert first.summary["job_id"] != second.summary["job_id"]
+
+
+def test_another_seed_gives_other_weights(place):
+    options = ("--workers", "1", "--steps", "5", "--json")
+    one, other = (place.train(SMALL, *options, "--seed", seed).check(0) for seed in "12")
+    assert one.summary["weights_digest"] != other.summary["weights_digest"]
+
+
+def test_workers_and_aggregators_change_only_the_rounding(place):
+    # 1,000 weights in shards of 400 bytes or so: many for every owner, the last one shorter.
+    options = ("--steps", "20", "--shard-mb", "0.0004", "--param", "width=1000", "--json")
+    options += ("--param", "lr=0.02")
+    runs = [("1", "1"), ("2", "1"), ("4", "3"), ("8", "5")]
+    alone, *others = (
+        weights(place.train(SMALL, *options, "--workers", n, "--aggregators", m)) for n, m in runs
+    )
+    spread = float(np.abs(alone["weight"]).max())
+    assert spread > 0.5  # it has learnt: nothing is alike because nothing has moved
+    for other in others:
+        assert_close(other, alone, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_workers_and_aggregators_change_only_the_rounding_of_a_network(place):
+    options = ("--steps", "20", "--shard-mb", "0.02", "--batch-size", "64", "--json")
+    runs = [("1", "1"), ("2", "1"), ("4", "3"), ("8", "5")]
+    alone, *others = (
+        weights(
+            place.train(f"{MNIST}:Mnist", *options, "--workers", n, "--aggregators", m, limit_s=200)
+        )
+        for n, m in runs
+    )
+    for other in others:
+        assert_close(other, alone, atol=5e-6)
+
+
+@pytest.mark.slow
+def test_killed_worker_leaves_the_digest_of_a_network(place):
+    options = (f"{MNIST}:Mnist", "--steps", "30", "--workers", "2", "--json", "--quiet")
+    calm = place.train(*options, limit_s=200).check(0)
+    job = place.start(*options)
+    job.until_step(5)
+    job.kill_rank(1)
+    disturbed = job.end(200).check(0)
+    assert disturbed.summary["generations"] == 2
+    assert disturbed.summary["weights_digest"] == calm.summary["weights_digest"]
