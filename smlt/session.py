@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,22 +16,22 @@ from smlt.control.artifact_manager import Target
 from smlt.control.event_log import EventLog
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job, new_job_id
+from smlt.control.job_settings import first_plan, function_environment, training_settings
 from smlt.control.lambda_client import Endpoint, LambdaService, lambda_client
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
+from smlt.control.summary import summarise
 from smlt.control.supervisor import Function
 from smlt.control.task_scheduler import Outcome, TaskScheduler
 from smlt.embedded.cloud import EmbeddedCloud
-from smlt.errors import CheckpointError, ConfigError, StoreError, StoreFullError, UserError
+from smlt.errors import StoreError, StoreFullError, UserError
 from smlt.inline import InlineCloud
 from smlt.io.directory import DirectoryStore
-from smlt.io.keys import JobObjects, job_prefix
+from smlt.io.keys import job_prefix
 from smlt.io.object_store import ObjectStore
-from smlt.io.state_digest import weights_digest
 from smlt.io.stores import open_parameter_store
-from smlt.io.weights import read_weights_file, unpack_weights
-from smlt.messages import Failure, JobSpec, Limits, ResourcePlan
+from smlt.messages import Failure, JobSpec
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
 
@@ -40,7 +39,6 @@ from smlt.worker.task_params import parse_params
 _LINGER_S = 20.0
 # A server that answers at all answers within this.
 _REACH_S = 3.0
-_MB_PER_VCPU = 1769
 _AT_ONCE = "stopped at once, on request"
 
 
@@ -75,8 +73,8 @@ class Session:
         config, progress = self._config, self.progress
         target = artifact_manager.locate(config.target, Path.cwd())
         params = parse_params(find_class(target.reference, target.root), config.params)
-        data = _find_data(config, target)
-        _check_weights(config.init_from)
+        data = artifact_manager.find_data(target, config.data)
+        artifact_manager.check_weights(config.init_from)
         run_dir = config.run_dir.resolve()
         skip = [run_dir] if data is None else [run_dir, data]
         package, code = artifact_manager.pack_code(target, skip)
@@ -94,8 +92,8 @@ class Session:
                 params=params,
                 code=code,
                 data=None if data is None else await artifact_manager.upload_data(objects, data),
-                init_from=await _upload_weights(objects, config.init_from),
-                **_training_settings(config),
+                init_from=await artifact_manager.upload_weights(objects, config.init_from),
+                **training_settings(config),
             )
             async with self._place(run_dir, folder, target) as place:
                 return await self._run(objects, spec, package, place, folder)
@@ -122,7 +120,7 @@ class Session:
     ) -> Summary:
         progress = self.progress
         feed = ProgressFeed(progress, EventLog(folder.events))
-        plan = _plan(self._config)
+        plan = first_plan(self._config)
         job = await Job.create(objects, progress.job_id, spec, plan)
         name = f"smlt-{spec.code[:12]}-{plan.memory_mb}"
         version = await place.cloud.create_function(
@@ -131,7 +129,7 @@ class Session:
             handler=artifact_manager.HANDLER,
             memory_mb=plan.memory_mb,
             timeout_s=int(spec.limits.function_s),
-            environment=_function_environment(plan.memory_mb),
+            environment=function_environment(plan.memory_mb),
             runtime=artifact_manager.python_runtime(),
         )
         store = open_parameter_store(place.parameters, time_limit_s=spec.limits.store_s)
@@ -155,7 +153,8 @@ class Session:
             except asyncio.CancelledError:
                 progress.state = "stopped"
                 await job.end("stopped", _AT_ONCE, job.state.parent)
-                folder.write_summary(await self._summarise(objects, _stopped_at_once(job), folder))
+                stopped = Outcome("stopped", _AT_ONCE, job.state.parent, None, job.state.generation)
+                folder.write_summary(await summarise(progress, stopped, objects, folder))
                 raise
             finally:
                 self._scheduler = None
@@ -168,7 +167,7 @@ class Session:
             feed.event("end", status=outcome.status, message=outcome.message)
         if outcome.failure is not None and outcome.failure.kind == "user":
             raise UserError(outcome.message)
-        summary = await self._summarise(objects, outcome, folder)
+        summary = await summarise(progress, outcome, objects, folder)
         folder.write_summary(summary)
         return summary
 
@@ -196,47 +195,6 @@ class Session:
                 url = config.parameters or str(embedded.parameters)
                 yield _Place(cloud, url, embedded.ended)
 
-    async def _summarise(
-        self, objects: ObjectStore, outcome: Outcome, folder: RunFolder
-    ) -> Summary:
-        progress = self.progress
-        job = JobObjects(progress.job_id)
-        loss = {} if progress.loss is None else {"loss": progress.loss}
-        model = await _bring(objects, job.model, folder.model)
-        best = None
-        if outcome.status != "failed" and self._config.keep_best is not None:
-            best = await _bring(objects, job.best, folder.best_model)
-        digest = None
-        if model is not None:
-            digest = weights_digest(unpack_weights(model.read_bytes(), str(model)))
-        newest = outcome.newest
-        manifest = newest and objects.local_path(job.manifest(newest.generation, newest.step))
-        return Summary(
-            job_id=progress.job_id,
-            state=outcome.status,
-            metrics={**loss, **progress.metrics, **progress.evaluation},
-            steps=progress.step,
-            epochs=progress.epoch + 1 if progress.step else 0,
-            seconds=progress.elapsed_s,
-            billed_gb_s=progress.billed_gb_s,
-            cost_usd=progress.cost_usd,
-            cost_is_estimate=progress.cost_is_estimate,
-            workers=progress.workers,
-            memory_mb=progress.memory_mb,
-            generations=outcome.generations,
-            weights_digest=digest,
-            model_path=None if model is None else str(model),
-            best_model_path=None if best is None else str(best),
-            checkpoint=str(manifest.parent) if manifest else None,
-            message=outcome.message,
-            traceback=outcome.failure.traceback if outcome.failure else "",
-            notices=list(progress.notices),
-        )
-
-
-def _stopped_at_once(job: Job) -> Outcome:
-    return Outcome("stopped", _AT_ONCE, job.state.parent, None, job.state.generation)
-
 
 async def _watch(place: _Place, scheduler: TaskScheduler) -> None:
     if place.ended is not None:
@@ -247,81 +205,6 @@ async def _check_server(url: str) -> None:
     """Find out before anything is started that the server cannot be reached, and soon."""
     async with open_parameter_store(url, time_limit_s=_REACH_S) as store:
         await store.values(["smlt"])
-
-
-def _plan(config: TrainConfig) -> ResourcePlan:
-    workers = 1 if config.inline else config.workers
-    return ResourcePlan(workers=workers, memory_mb=config.memory_mb)
-
-
-def _training_settings(config: TrainConfig) -> dict[str, Any]:
-    # In a debugger a rank may stand still for as long as its user likes.
-    patient = dict.fromkeys(("lease_s", "client_lease_s", "orphan_s", "function_s"), 1000000000.0)
-    return {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "epochs": config.epochs,
-        "steps": config.steps,
-        "until": config.until,
-        "patience": config.patience,
-        "keep_best": config.keep_best,
-        "virtual_workers": config.streams,
-        "shard_bytes": int(config.shard_mb * (1 << 20)),
-        "aggregators": config.aggregators,
-        "limits": Limits(**patient) if config.inline else Limits(),
-    }
-
-
-def _function_environment(memory_mb: int) -> dict[str, str]:
-    """Pin what changes the bits of a gradient before any library is imported."""
-    threads = str(max(1, memory_mb // _MB_PER_VCPU))
-    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-
-
-def _find_data(config: TrainConfig, target: Target) -> Path | None:
-    """Return the folder of the data: the one given, else ``data/`` beside the task's file."""
-    if config.data is not None:
-        return config.data.resolve()
-    beside = target.folder / "data"
-    if beside.is_dir():
-        return beside.resolve()
-    prepare = target.folder / "prepare.py"
-    if prepare.is_file():
-        raise ConfigError(
-            f"there is no data yet: {beside} does not exist; run `python {prepare}` once, or name "
-            "a folder with --data"
-        )
-    return None
-
-
-def _check_weights(path: Path | None) -> None:
-    if path is None:
-        return
-    try:
-        read_weights_file(path)
-    except CheckpointError as error:
-        raise ConfigError(f"--init-from: {error}") from error
-
-
-async def _upload_weights(objects: ObjectStore, path: Path | None) -> str | None:
-    if path is None:
-        return None
-    key = f"weights/{artifact_manager.hash_file(path)[0]}.safetensors"
-    await objects.put_file(key, path)
-    return key
-
-
-async def _bring(objects: ObjectStore, key: str, path: Path) -> Path | None:
-    """Copy an object to a local file, if it exists."""
-    if await objects.head(key) is None:
-        return None
-    local = objects.local_path(key)
-    if local is not None:
-        await asyncio.to_thread(shutil.copyfile, local, path)
-    else:
-        data, _ = await objects.get(key)
-        await asyncio.to_thread(path.write_bytes, data)
-    return path
 
 
 @contextmanager

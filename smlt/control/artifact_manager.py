@@ -15,9 +15,10 @@ from pathlib import Path
 
 import smlt
 from smlt.control.run_folder import MARKER
-from smlt.errors import ConfigError, TaskError
+from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.io.keys import blob_key, data_manifest_key, package_key
 from smlt.io.object_store import ObjectStore
+from smlt.io.weights import read_weights_file
 
 HANDLER = "smlt.worker.handler.handler"
 ZIP_LIMIT = 50 << 20
@@ -124,6 +125,49 @@ async def upload_data(objects: ObjectStore, source: Path) -> str:
     key = data_manifest_key(hashlib.sha256(manifest).hexdigest())
     if await objects.head(key) is None:
         await objects.put(key, manifest)
+    return key
+
+
+def find_data(target: Target, given: Path | None) -> Path | None:
+    """Return the folder of the data: the one given, else ``data/`` beside the task's file.
+
+    Raises:
+        ConfigError: there is none yet, but a ``prepare.py`` that makes it.
+    """
+    if given is not None:
+        return given.resolve()
+    beside = target.folder / "data"
+    if beside.is_dir():
+        return beside.resolve()
+    prepare = target.folder / "prepare.py"
+    if prepare.is_file():
+        raise ConfigError(
+            f"there is no data yet: {beside} does not exist; run `python {prepare}` once, or name "
+            "a folder with --data"
+        )
+    return None
+
+
+def check_weights(path: Path | None) -> None:
+    """Refuse initial weights that cannot be read.
+
+    Raises:
+        ConfigError: the file is no safetensors file.
+    """
+    if path is None:
+        return
+    try:
+        read_weights_file(path)
+    except CheckpointError as error:
+        raise ConfigError(f"--init-from: {error}") from error
+
+
+async def upload_weights(objects: ObjectStore, path: Path | None) -> str | None:
+    """Store initial weights by content; return their key."""
+    if path is None:
+        return None
+    key = f"weights/{hash_file(path)[0]}.safetensors"
+    await objects.put_file(key, path)
     return key
 
 

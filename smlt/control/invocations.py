@@ -25,6 +25,7 @@ _REPORT = re.compile(
 _STATUS = re.compile(r"Status: (\S+)")
 _ERROR_TYPE = re.compile(r"Error Type: (\S+)")
 _RUNTIME_ERROR = re.compile(r"RequestId: \S+ Error: (.+)")
+_LARGEST_MB = 10240
 _SUMMARY = re.compile(r"(START|END|REPORT) RequestId: ")
 
 
@@ -53,6 +54,20 @@ class Invocation:
         if "OutOfMemory" in self.error_type:
             return True
         return bool(self.error_type) and self.used_mb >= self.memory_mb
+
+    @property
+    def obituary(self) -> str:
+        """How it died, in a sentence that says what to do about it."""
+        if self.out_of_memory:
+            bigger = min(2 * self.memory_mb, _LARGEST_MB)
+            advice = f"try --memory-mb {bigger}"
+            if self.memory_mb >= _LARGEST_MB:
+                advice = "Lambda has no larger functions, so try more workers or a smaller batch"
+            return f"rank {self.rank} ran out of its {self.memory_mb} MB of memory: {advice}"
+        words = self.reason or self.error_type
+        if self.last_line:
+            words += f" (its last line: {self.last_line})"
+        return f"rank {self.rank} ended before its time: {words}"
 
 
 class Invocations:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgpack
 
+from smlt.control.generation_view import GenerationView
 from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
@@ -26,7 +27,6 @@ _SETTLE_S = 3.0
 _SETTLE_POLL_S = 0.05
 _INVOKES = 32
 _BACKOFF_S = 0.2
-_LARGEST_MB = 10240
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,34 +45,6 @@ class Ended:
     failure: Failure | None
     reasons: StepFlag
     """Why the ranks agreed to stop; empty when they did not."""
-
-
-@dataclass(slots=True)
-class _Rank:
-    state: RankState | None = None
-    left: bool = False
-    lost: bool = False
-    suspected: bool = False
-
-    def leave(self) -> None:
-        self.left = True
-        if self.state is not None:
-            self.state = replace(self.state, state="left", waiting_for="")
-
-    @property
-    def gone(self) -> bool:
-        return self.left or self.lost
-
-
-@dataclass(slots=True)
-class _View:
-    """What the client has seen of the generation so far."""
-
-    claimed: set[int] = field(default_factory=set)
-    ranks: dict[int, _Rank] = field(default_factory=dict)
-    failure: Failure | None = None
-    reasons: StepFlag = field(default_factory=lambda: StepFlag(0))
-    ending_since: float | None = None
 
 
 class Supervisor:
@@ -101,7 +73,7 @@ class Supervisor:
         self._feed = feed
         self._limits = limits
         self._clock = clock
-        self._view = _View()
+        self._view = GenerationView(clock)
         self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
         self._news = asyncio.Event()
         self._roster_fixed = 0.0
@@ -144,7 +116,8 @@ class Supervisor:
             stream=self._keys.control,
             fields={"event": b"abort", "failure": packed},
         )
-        self._end(Failure.from_dict(msgpack.unpackb(stands)))
+        self._view.abort(Failure.from_dict(msgpack.unpackb(stands)))
+        self._news.set()
 
     @property
     def _first_lease_due(self) -> float:
@@ -201,7 +174,7 @@ class Supervisor:
                 )
             )
             return
-        self._view.ranks = {rank: _Rank() for rank in claimed}
+        self._view.fix(claimed)
         self._roster_fixed = self._clock()
         await self._store.first(
             self._keys.roster,
@@ -236,7 +209,7 @@ class Supervisor:
 
     async def _until_over(self) -> None:
         """Wait until every rank has left or is lost, or the limit for saving has passed."""
-        while not all(rank.gone for rank in self._view.ranks.values()):
+        while not self._view.is_over:
             since = self._view.ending_since
             if since is not None and self._clock() > since + self._limits.save_s:
                 return
@@ -261,27 +234,8 @@ class Supervisor:
     def _take(self, notice: Notice) -> None:
         if notice.stream == self._keys.reports:
             self._feed.take(notice.fields)
-            return
-        event = notice.fields["event"]
-        if event == b"claimed":
-            self._view.claimed.add(int(notice.fields["rank"]))
-        elif event == b"left":
-            self._rank(notice.fields).leave()
-            self._view.reasons |= StepFlag(int(notice.fields["reasons"]))
-            self._end(None)
-        elif event == b"abort":
-            self._end(Failure.from_dict(msgpack.unpackb(notice.fields["failure"])))
-
-    def _rank(self, fields: Mapping[str, bytes]) -> _Rank:
-        return self._view.ranks.setdefault(int(fields["rank"]), _Rank())
-
-    def _end(self, failure: Failure | None) -> None:
-        if failure is not None and self._view.failure is None:
-            self._view.failure = failure
-            self._feed.event("abort", generation=self._first.generation, **failure.to_dict())
-        if self._view.ending_since is None:
-            self._view.ending_since = self._clock()
-        self._news.set()
+        else:
+            self._view.take(notice.fields)
 
     async def _pulse(self) -> None:
         """Renew the client's lease, look at the ranks' leases, and bring progress up to date."""
@@ -293,8 +247,7 @@ class Supervisor:
             await asyncio.sleep(min(self._limits.heartbeat_s, self._limits.client_lease_s / 4))
 
     def _show(self) -> None:
-        states = [rank.state for rank in self._view.ranks.values() if rank.state]
-        self._feed.pulse(states, self._invocations.bill())
+        self._feed.pulse(self._view.states, self._invocations.bill())
 
     async def _look_at_leases(self) -> None:
         ranks = list(self._view.ranks.items())
@@ -342,13 +295,13 @@ class Supervisor:
         if not self._view.ranks:
             if number not in self._view.claimed and self._view.failure is None:
                 kind = "memory" if invocation.out_of_memory else "start"
-                why = _how_it_died(invocation)
+                why = invocation.obituary
                 await self.abort(Failure(kind=kind, message=why, rank=number))
         elif rank is not None and not rank.gone:
             # Its notice of leaving may still be on the way: one more look before it is given up.
             if rank.suspected:
                 kind = "memory" if invocation.out_of_memory else "lost"
-                await self._lose(number, _how_it_died(invocation), kind)
+                await self._lose(number, invocation.obituary, kind)
             rank.suspected = True
 
 
@@ -357,18 +310,3 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _how_it_died(invocation: Invocation) -> str:
-    if invocation.out_of_memory:
-        size = invocation.memory_mb
-        advice = (
-            f"try --memory-mb {min(2 * size, _LARGEST_MB)}"
-            if size < _LARGEST_MB
-            else "Lambda has no larger functions, so try more workers or a smaller batch"
-        )
-        return f"rank {invocation.rank} ran out of its {size} MB of memory: {advice}"
-    words = invocation.reason or invocation.error_type
-    if invocation.last_line:
-        words += f" (its last line: {invocation.last_line})"
-    return f"rank {invocation.rank} ended before its time: {words}"

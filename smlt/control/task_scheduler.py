@@ -25,6 +25,8 @@ from smlt.messages import Failure, Position, StepFlag, WorkerTask
 _SAME_FAILURE = 3
 # These come again for certain: another try would only cost.
 _FATAL = {"numbers", "memory", "space", "user", "unreachable"}
+# A store that is gone is not waited for.
+_TIDY_S = 2.0
 _BACKOFF_S = 0.5
 _BACKOFF_LIMIT_S = 30.0
 
@@ -158,16 +160,17 @@ class TaskScheduler:
         ended = await self._supervisor.run()
         self._supervisor = None
         self._feed.rest()
+        if ended.failure is not None:
+            self._feed.event("abort", generation=number, **ended.failure.to_dict())
         await self._tidy(number)
         return ended
 
     async def _tidy(self, generation: int) -> None:
         """Free what the generation left in the parameter store; expiry would, but later."""
         keys = GenerationKeys(self._job.state.job_id, generation)
-        try:
-            await self._store.sweep(keys.prefix)
-        except StoreError:
-            return
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(_TIDY_S):
+                await self._store.sweep(keys.prefix)
 
     async def _judge(self, ended: Ended, newest: Position | None) -> Outcome | None:
         """Decide how the job goes on from how a generation ended; None means another one."""

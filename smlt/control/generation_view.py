@@ -1,0 +1,79 @@
+"""What the client has seen of a generation: who claimed, who lives, who left, and why it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import msgpack
+
+from smlt.messages import Failure, RankState, StepFlag
+
+
+@dataclass(slots=True)
+class RankView:
+    """One rank of the roster."""
+
+    state: RankState | None = None
+    """What its last heartbeat said; None before the first."""
+    left: bool = False
+    lost: bool = False
+    suspected: bool = False
+    """Its function has ended, but its notice of leaving may still be on the way."""
+
+    @property
+    def gone(self) -> bool:
+        return self.left or self.lost
+
+    def leave(self) -> None:
+        self.left = True
+        if self.state is not None:
+            self.state = replace(self.state, state="left", waiting_for="")
+
+
+class GenerationView:
+    """Fed by the control stream and by the supervisor's own findings."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.claimed: set[int] = set()
+        self.ranks: dict[int, RankView] = {}
+        """The roster; empty until it is fixed."""
+        self.failure: Failure | None = None
+        """Why the generation was aborted, if it was."""
+        self.reasons = StepFlag(0)
+        """Why the ranks agreed to stop."""
+        self.ending_since: float | None = None
+        self._clock = clock
+
+    @property
+    def is_over(self) -> bool:
+        return all(rank.gone for rank in self.ranks.values())
+
+    @property
+    def states(self) -> list[RankState]:
+        return [rank.state for rank in self.ranks.values() if rank.state is not None]
+
+    def fix(self, claimed: Iterable[int]) -> None:
+        """Take in the roster."""
+        self.ranks = {rank: RankView() for rank in claimed}
+
+    def take(self, fields: Mapping[str, bytes]) -> None:
+        """Take in a notice of the control stream."""
+        event = fields["event"]
+        if event == b"claimed":
+            self.claimed.add(int(fields["rank"]))
+        elif event == b"left":
+            self.ranks.setdefault(int(fields["rank"]), RankView()).leave()
+            self.reasons |= StepFlag(int(fields["reasons"]))
+            self._end()
+        elif event == b"abort":
+            self.abort(Failure.from_dict(msgpack.unpackb(fields["failure"])))
+
+    def abort(self, failure: Failure) -> None:
+        """Note why the generation was aborted; the first reason stands."""
+        self.failure = self.failure or failure
+        self._end()
+
+    def _end(self) -> None:
+        if self.ending_since is None:
+            self.ending_since = self._clock()

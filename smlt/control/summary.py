@@ -1,0 +1,66 @@
+"""Bring home what a job has made, and sum it up."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from smlt.control.progress import Progress, Summary
+from smlt.control.run_folder import RunFolder
+from smlt.control.task_scheduler import Outcome
+from smlt.io.keys import JobObjects
+from smlt.io.object_store import ObjectStore
+from smlt.io.state_digest import weights_digest
+from smlt.io.weights import unpack_weights
+
+
+async def summarise(
+    progress: Progress, outcome: Outcome, objects: ObjectStore, folder: RunFolder
+) -> Summary:
+    """Copy the model, and the best one if there is one, into the run folder; return the summary."""
+    job = JobObjects(progress.job_id)
+    loss = {} if progress.loss is None else {"loss": progress.loss}
+    model = await _bring(objects, job.model, folder.model)
+    best = None
+    if outcome.status != "failed":
+        best = await _bring(objects, job.best, folder.best_model)
+    digest = None
+    if model is not None:
+        digest = weights_digest(unpack_weights(model.read_bytes(), str(model)))
+    newest = outcome.newest
+    manifest = newest and objects.local_path(job.manifest(newest.generation, newest.step))
+    return Summary(
+        job_id=progress.job_id,
+        state=outcome.status,
+        metrics={**loss, **progress.metrics, **progress.evaluation},
+        steps=progress.step,
+        epochs=progress.epoch + 1 if progress.step else 0,
+        seconds=progress.elapsed_s,
+        billed_gb_s=progress.billed_gb_s,
+        cost_usd=progress.cost_usd,
+        cost_is_estimate=progress.cost_is_estimate,
+        workers=progress.workers,
+        memory_mb=progress.memory_mb,
+        generations=outcome.generations,
+        weights_digest=digest,
+        model_path=None if model is None else str(model),
+        best_model_path=None if best is None else str(best),
+        checkpoint=str(manifest.parent) if manifest else None,
+        message=outcome.message,
+        traceback=outcome.failure.traceback if outcome.failure else "",
+        notices=list(progress.notices),
+    )
+
+
+async def _bring(objects: ObjectStore, key: str, path: Path) -> Path | None:
+    """Copy an object to a local file, if it exists."""
+    if await objects.head(key) is None:
+        return None
+    local = objects.local_path(key)
+    if local is not None:
+        await asyncio.to_thread(shutil.copyfile, local, path)
+    else:
+        data, _ = await objects.get(key)
+        await asyncio.to_thread(path.write_bytes, data)
+    return path
