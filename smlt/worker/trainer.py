@@ -13,7 +13,7 @@ from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.shard_plan import plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
-from smlt.errors import SmltError
+from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
 from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
 from smlt.worker.generation import Generation
@@ -92,12 +92,16 @@ class Trainer:
         """
         self.step = step
         try:
-            return await self._until_agreed()
-        finally:
-            # Also where it failed: the steps before were taken, and count. A store that cannot be
-            # told has been noticed, or will be.
+            agreed = await self._until_agreed()
+        except StoreError:
+            raise  # nobody can be told anything
+        except BaseException:
+            # The steps before were taken, and count.
             with contextlib.suppress(SmltError):
                 await self._report(at_once=True)
+            raise
+        await self._report(at_once=True)
+        return agreed
 
     async def _until_agreed(self) -> StepFlag:
         agreed = StepFlag.TARGET if self._target.reached else StepFlag(0)
