@@ -88,9 +88,6 @@ def test_corrupt_frame_in_the_store(place, digest):
     assert "checksum" in abort["message"]
 
 
-
-
-
 def test_embedded_cloud_killed(place):
     job, gate = at_step_8(place)
     os.kill(job.cloud()["pid"], signal.SIGKILL)
@@ -158,7 +155,9 @@ def server(place):
     with redis.Redis(unix_socket_path=str(place.path / "valkey.sock")) as client:
         until(lambda: answers(client), "the server")
         client.set("precious", "kept")
-        yield SimpleNamespace(url=f"unix://{place.path / 'valkey.sock'}", client=client, process=process)
+        yield SimpleNamespace(
+            url=f"unix://{place.path / 'valkey.sock'}", client=client, process=process
+        )
         process.kill()
         process.wait()
         (place.path / "valkey.sock").unlink(missing_ok=True)
@@ -185,7 +184,7 @@ def test_running_server_that_dies_for_good(place, server):
     server.process.kill()
     server.process.wait()
     gate.open()
-    # A store is given 15 s to come back, by the ranks and once more by the next generation.
+    # A store is given 15 s to come back: by the ranks, and once more by the next generation.
     ended = job.end(60).check(1)
     assert "valkey.sock cannot be reached within 15 s" in ended.sentence
     assert os.path.isdir(ended.summary["checkpoint"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from jobs.harness import SMALL, TASKS
+from jobs.harness import TASKS
 
 SMALL_FILE = TASKS / "small.py"
 

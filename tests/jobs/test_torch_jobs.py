@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.harness import TASKS
 
 TORCH = TASKS / "torch_tasks.py"
@@ -19,6 +21,7 @@ def test_iterable_dataset_is_refused(place):
     assert "__len__ and __getitem__" in ended.sentence
 
 
+@pytest.mark.slow
 def test_exception_in_model(place):
     ended = place.train(f"{TORCH}:NoModel", "--workers", "1", "--steps", "2").check(1)
     assert "failed before its first step: RuntimeError: no model today" in ended.sentence

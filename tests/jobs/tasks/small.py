@@ -18,7 +18,12 @@ class Regression(smlt.Task):
     """Learns a line through exact points; ``gate`` makes it wait at step ``wait_at``."""
 
     def __init__(
-        self, width: int = 40, lr: float = 0.05, gate: str = "", wait_at: int = 0, talk: bool = False
+        self,
+        width: int = 40,
+        lr: float = 0.05,
+        gate: str = "",
+        wait_at: int = 0,
+        talk: bool = False,
     ) -> None:
         self.width = width
         self.lr = lr
