@@ -244,8 +244,8 @@ static void reduce_block(const reduction *job, block_sum *sum, float *dst, size_
 
 static void reduce_blocks(void *context, int thread, size_t begin, size_t end) {
     const reduction *job = context;
-    uint8_t *room = job->rooms + job->room * (size_t)thread;
-    float *mean = (float *)(room + job->room) - job->block;
+    uint8_t *room = job->room ? job->rooms + job->room * (size_t)thread : NULL;
+    float *mean = job->finish == STORE ? NULL : (float *)(room + job->room) - job->block;
     block_sum sum = block_sum_in(room, job->order, job->dtype, job->streams, job->block);
     for (size_t b = begin; b < end; b++) {
         const size_t at = b * job->block, rest = job->count - at;
