@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from smlt.aggregation.notices import Notices
 from smlt.aggregation.session import Session
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
 from smlt.aggregation.step import AllReduce, Membership
-from smlt.errors import RankMissingError, SmltError, UserError
+from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
 from smlt.io.frame import Meta
 
 T = TypeVar("T")
@@ -54,13 +55,37 @@ class Readiness:
             step.ready(shard)
 
 
+class _Turn:
+    """An operation's place in its lane: after the one before."""
+
+    def __init__(self, before: asyncio.Event) -> None:
+        self.before = before
+        self.done = asyncio.Event()
+
+
 class _Lane:
-    """Reductions one after the other."""
+    """Reductions one after the other, in the order in which they were numbered."""
 
     def __init__(self, members: Membership) -> None:
         self.notices = Notices(members.store, members.keys, members.rank, lambda _: None)
         self.collective = Collective(members, self.notices)
-        self.turn = asyncio.Lock()
+        self._turns: deque[_Turn] = deque()
+
+    def next_turn(self) -> _Turn:
+        while self._turns and self._turns[0].done.is_set():
+            self._turns.popleft()
+        if self._turns:
+            turn = _Turn(self._turns[-1].done)
+        else:
+            turn = _Turn(asyncio.Event())
+            turn.before.set()
+        self._turns.append(turn)
+        return turn
+
+    def fail(self, error: SmltError) -> None:
+        self.notices.fail(error)
+        for turn in self._turns:
+            turn.done.set()  # those behind it find out why
 
 
 class Group:
@@ -87,6 +112,7 @@ class Group:
         self._name = name
         self._limit_s = session.limits.step_s if limit_s is None else limit_s
         self._lanes: list[_Lane] = []
+        self._agreements = itertools.count()
         self._operations = itertools.count()
         self._reductions = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,7 +159,7 @@ class Group:
 
     def _fail(self, error: SmltError) -> None:
         for lane in self._lanes:
-            lane.notices.fail(error)
+            lane.fail(error)
         self._exchange.fail(error)
 
     def plan(self, elements: int) -> ShardPlan:
@@ -165,12 +191,14 @@ class Group:
                 readiness.announce(shard)
         lane = self._lanes[next(self._reductions) % len(self._lanes)]
         step = next(self._operations)
-        work = partial(self._reduce, lane, step, plan, flat, weight, what, readiness)
+        turn = lane.next_turn()
+        work = partial(self._reduce, lane, turn, step, plan, flat, weight, what, readiness)
         return partial(self._guarded, step, work)
 
     async def _reduce(
         self,
         lane: _Lane,
+        turn: _Turn,
         step: int,
         plan: ShardPlan,
         flat: Flat,
@@ -180,12 +208,16 @@ class Group:
     ) -> None:
         # Metrics add up over ranks: if all said the same, there is one, with a count of all.
         said = Meta(metrics={what: (1.0, 1.0)})
-        async with lane.turn:
+        await turn.before.wait()
+        try:
+            self.session.check()
             reduction = lane.collective.begin(
                 step, plan, flat, weight=weight, flags=0, meta=lambda j: said if j == 0 else Meta()
             )
             readiness.attach(reduction)
             result = await reduction.run()
+        finally:
+            turn.done.set()
         if set(result.metas[0].metrics) != {what}:
             raise _different(set(result.metas[0].metrics))
 
@@ -195,13 +227,13 @@ class Group:
         Raises:
             UserError: they are not: ``what(theirs)`` says in words how theirs differs.
         """
-        step = next(self._operations)
-        return partial(self._guarded, step, partial(self._agree, step, layout, what))
+        number = next(self._agreements)
+        return partial(self._guarded, -1, partial(self._agree, number, layout, what))
 
-    async def _agree(self, step: int, layout: bytes, what: Callable[[bytes], str]) -> None:
+    async def _agree(self, number: int, layout: bytes, what: Callable[[bytes], str]) -> None:
         keys = replace(self.session.seat.keys, lane=self._name)
         stands = await self.session.store.first(
-            keys.layout(step), layout, guard=keys.marker, ttl_s=self._ttl_s
+            keys.layout(number), layout, guard=keys.marker, ttl_s=self._ttl_s
         )
         if stands != layout:
             raise UserError(what(stands))
@@ -296,6 +328,9 @@ class Group:
                 raise (await session.explain(error, step) if named else error) from None
         except SmltError as error:
             raise await session.fail(error) from None
+        except asyncio.CancelledError:
+            session.fall(AbortedError(f"rank {session.rank} was interrupted at step {step}"))
+            raise
         finally:
             session.under_way -= 1
 

@@ -54,6 +54,7 @@ class Session:
         self._seat: Seat | None = None
         self._left: dict[int, int] = {}
         self._silent: set[int] = set()
+        self._told = False
         self._formed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -89,7 +90,7 @@ class Session:
         except TimeoutError:
             standing = await self._rendezvous.standing(self.seat.keys, self.spec.world_size)
             missing = [r for r in range(self.spec.world_size) if r not in standing.live]
-            what = "step 0 waits for its shard 0"
+            what = f"step 0 has waited for its shard 0 for {self.limits.step_s:g} s"
             raise await self.fail(self._missing(missing or [self.rank], what)) from None
         self.check()
 
@@ -100,13 +101,15 @@ class Session:
 
     async def fail(self, error: SmltError) -> SmltError:
         """End the session for all ranks; return the error to raise here."""
-        if self.failure is not None:
-            return self.failure
+        if self._told:
+            return self.failure or error
+        self._told = True
+        error = self.failure or error
         if isinstance(error, StoreLostError):
             # A successor sweeps what it replaces, which looks like a store that was emptied.
             with contextlib.suppress(SmltError):
                 error = await self._rendezvous.ending(self.seat.session) or error
-        self._fall(error)
+        self.fall(error)
         with contextlib.suppress(SmltError):
             told = type(error)(f"{error} (rank {self.rank} says so)")
             await self._rendezvous.end(self.seat.session, self.seat.keys, told)
@@ -129,9 +132,7 @@ class Session:
     def _missing(self, ranks: list[int], what: str) -> RankMissingError:
         names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
         verb = "has" if len(ranks) == 1 else "have"
-        return RankMissingError(
-            f"{names} of job {self.job!r} {verb} not come within {self.limits.step_s:g} s: {what}"
-        )
+        return RankMissingError(f"{names} of job {self.job!r} {verb} not come: {what}")
 
     async def close(self, exc: BaseException | None = None) -> None:
         """Leave. The last one to go sweeps; an exception is an end for all ranks.
@@ -141,7 +142,7 @@ class Session:
         if self._seat is None:
             return
         try:
-            if exc is not None and self.failure is None:
+            if exc is not None:
                 reason = f"{type(exc).__name__}: {exc}".rstrip(": ")
                 await self.fail(AbortedError(f"rank {self.rank} left by {reason}"))
         finally:
@@ -175,7 +176,10 @@ class Session:
         except SmltError as error:
             await self.fail(error)
 
-    def _fall(self, error: SmltError) -> None:
+    def fall(self, error: SmltError) -> None:
+        """End the session on this rank: nothing waits any longer. The first error stands."""
+        if self.failure is not None:
+            return
         self.failure = error
         self._formed.set()
         for callback in self.on_failure:
@@ -254,7 +258,8 @@ class Session:
                 if event == b"end":
                     if not self._formed.is_set():
                         return False
-                    self._fall(unpack_error(notice.fields["error"]))
+                    self._told = True
+                    self.fall(unpack_error(notice.fields["error"]))
                     return True
                 rank = int(notice.fields["rank"])
                 if event == b"left":

@@ -126,7 +126,7 @@ class ParameterStoreStore(Store):
         self._change("set", key, _bytes(value))
 
     def get(self, key: str) -> bytes:
-        return self._wait([key], self.timeout)[0]
+        return self._wait([key])[0]
 
     def add(self, key: str, value: int) -> int:
         return int(self._change("add", key, b"%d" % value))
@@ -137,7 +137,7 @@ class ParameterStoreStore(Store):
         return all(key in self.world.log.values for key in keys)
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        self._wait(keys, self.timeout if timeout is None else timeout)
+        self._wait(keys, timeout)
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
         return self._change("compare_set", key, _bytes(desired), _bytes(expected))
@@ -146,7 +146,7 @@ class ParameterStoreStore(Store):
         self._change("append", key, _bytes(value))
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
-        return self._wait(keys, self.timeout)
+        return self._wait(keys)
 
     def multi_set(self, keys: list[str], values: list[str | bytes]) -> None:
         for key, value in zip(keys, values, strict=True):
@@ -172,8 +172,10 @@ class ParameterStoreStore(Store):
     def _change(self, verb: str, key: str, value: bytes = b"", expected: bytes = b"") -> bytes:
         return self.world.thread.call(self.world.log.change(verb, key, value, expected))
 
-    def _wait(self, keys: list[str], timeout: timedelta) -> list[bytes]:
-        limit_s = timeout.total_seconds()
+    def _wait(self, keys: list[str], timeout: timedelta | None = None) -> list[bytes]:
+        # torch keeps a Store's own limit in its C++ half.
+        limit = self.timeout if timeout is None else timeout  # type: ignore[attr-defined]
+        limit_s = limit.total_seconds()
         try:
             return self.world.thread.call(self.world.log.wait(keys, limit_s))
         except TimeoutError:

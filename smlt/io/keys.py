@@ -129,9 +129,9 @@ class GenerationKeys:
     def mean(self, step: int, shard: int) -> str:
         return f"{self._lane}:{step}:{shard}:mean"
 
-    def layout(self, step: int) -> str:
-        """What the first rank to come there averages in this step."""
-        return f"{self._lane}:layout:{step}"
+    def layout(self, number: int) -> str:
+        """What the first rank to come there is about to average."""
+        return f"{self._lane}:layout:{number}"
 
     def inbox(self, rank: int) -> str:
         """Stream: parcels for this rank alone, and what others have fetched of its own."""
