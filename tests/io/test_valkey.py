@@ -323,3 +323,23 @@ def test_a_slow_transfer_is_not_silence(shared_server, name):
             assert await store.get(f"{name}k") == large
 
     asyncio.run(scenario())
+
+
+def test_a_loop_of_commands_ends_when_it_is_cancelled(shared_server, name):
+    async def scenario():
+        async with connect(shared_server.url, 10) as store:
+
+            async def renew_for_ever():
+                while True:
+                    await store.renew(name, b"", ttl_s=10)
+
+            # Cancelled at any moment, and often at the one at which a command has been sent.
+            for pause in random.Random(0).choices(range(30), k=100):
+                loop = asyncio.create_task(renew_for_ever())
+                for _ in range(pause):
+                    await asyncio.sleep(0)
+                loop.cancel()
+                done, _ = await asyncio.wait([loop], timeout=5)
+                assert done
+
+    asyncio.run(scenario())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from jobs.harness import CODE, SMALL
-
-MNIST = CODE / "examples/mnist/train.py"
 
 
 def weights(ended):
@@ -43,14 +45,23 @@ def test_workers_and_aggregators_change_only_the_rounding(place):
         assert_close(other, alone, atol=1e-6)
 
 
+@pytest.fixture
+def mnist(place):
+    """The target of the example, with its data prepared."""
+    folder = place.path / "mnist"
+    ignored = shutil.ignore_patterns("data", "__pycache__")
+    shutil.copytree(CODE / "examples/mnist", folder, ignore=ignored)
+    preparing = [sys.executable, str(folder / "prepare.py")]
+    subprocess.run(preparing, check=True, timeout=60, capture_output=True)
+    return f"{folder / 'train.py'}:Mnist"
+
+
 @pytest.mark.slow
-def test_workers_and_aggregators_change_only_the_rounding_of_a_network(place):
+def test_workers_and_aggregators_change_only_the_rounding_of_a_network(place, mnist):
     options = ("--steps", "20", "--shard-mb", "0.02", "--batch-size", "64", "--json")
     runs = [("1", "1"), ("2", "1"), ("4", "3"), ("8", "5")]
     alone, *others = (
-        weights(
-            place.train(f"{MNIST}:Mnist", *options, "--workers", n, "--aggregators", m, limit_s=200)
-        )
+        weights(place.train(mnist, *options, "--workers", n, "--aggregators", m, limit_s=300))
         for n, m in runs
     )
     for other in others:
@@ -58,8 +69,8 @@ def test_workers_and_aggregators_change_only_the_rounding_of_a_network(place):
 
 
 @pytest.mark.slow
-def test_killed_worker_leaves_the_digest_of_a_network(place):
-    options = (f"{MNIST}:Mnist", "--steps", "30", "--workers", "2", "--json", "--quiet")
+def test_killed_worker_leaves_the_digest_of_a_network(place, mnist):
+    options = (mnist, "--steps", "30", "--workers", "2", "--json", "--quiet")
     calm = place.train(*options, limit_s=200).check(0)
     job = place.start(*options)
     job.until_step(5)
