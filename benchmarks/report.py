@@ -43,7 +43,7 @@ def write_report(measured: dict[str, Any], folder: Path) -> None:
     benches = measured["benchmarks"]
     lines = [
         PREAMBLE,
-        *environment(),
+        *environment(measured["commit_info"]["id"]),
         "",
         LEGEND,
         "",
@@ -57,7 +57,7 @@ def write_report(measured: dict[str, Any], folder: Path) -> None:
     draw_chart(benches, folder / "bandwidth.png")
 
 
-def environment() -> list[str]:
+def environment(commit: str) -> list[str]:
     versions = []
     for package in PACKAGES:
         try:
@@ -65,11 +65,10 @@ def environment() -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     cc = first_line([compiler(), "--version"])
-    commit = first_line(["git", "rev-parse", "--short=12", "HEAD"])
     return [
         f"- machine: {cpu_model()}, {os.cpu_count()} CPUs, {platform.platform()}",
         f"- compiler: {cc}; Python {platform.python_version()}; {', '.join(versions)}",
-        f"- commit: {commit}",
+        f"- commit: {commit[:12]}",
     ]
 
 
@@ -126,8 +125,10 @@ def verdicts(bench: Bench) -> str:
     info = bench["extra_info"]
     texts = [verdict(bench, peer, least) for peer, least in info["targets"].items() if least]
     if (most := info.get("target_milliseconds")) is not None:
-        mark = "✓" if info["milliseconds"] <= most else "✗"
-        texts.append(f"{mark} ≤ {most:g} ms")
+        least = info["milliseconds"] * info["fraction_of_limit"]
+        reading = f" (reading alone takes {least:.2g})" if least > most else ""
+        mark = "✓" if info["milliseconds"] <= most else "◆" if reading else "✗"
+        texts.append(f"{mark} ≤ {most:g} ms{reading}")
     return "; ".join(texts)
 
 
