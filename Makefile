@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --editable
 CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup build check test test-slow bench demo clean
+.PHONY: all setup build check test test-slow test-twins test-checked bench demo clean
 
 all: build check test
 
@@ -32,6 +32,15 @@ test: $(VENV)/.smlt-core
 
 test-slow: $(VENV)/.smlt-core
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+# The kernels' tests once more on their NumPy twins, and on a build that checks every index.
+test-twins: $(VENV)/.smlt-core
+	SMLT_PURE_PYTHON=1 $(BIN)/python -m pytest -m "not slow" tests/core tests/aggregation
+
+test-checked: $(VENV)/.smlt-core
+	SMLT_DEBUG_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
+	$(BIN)/python -m pytest -m "not slow" tests/core tests/fuzz; status=$$?; \
+		$(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
 bench: $(VENV)/.smlt-core
 	$(BIN)/python -m benchmarks
