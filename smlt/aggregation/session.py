@@ -19,7 +19,13 @@ from smlt.aggregation.rendezvous import (
     Sign,
     unpack_error,
 )
-from smlt.errors import AbortedError, RankMissingError, SmltError, StoreLostError
+from smlt.errors import (
+    AbortedError,
+    RankMissingError,
+    SmltError,
+    StoreLostError,
+    StoreUnreachableError,
+)
 from smlt.io.parameter_store import ParameterStore
 
 # Every so many heartbeats the leases of the others are read: half a lease at the usual ratio.
@@ -105,15 +111,20 @@ class Session:
             return self.failure or error
         self._told = True
         error = self.failure or error
-        if isinstance(error, StoreLostError):
-            # A successor sweeps what it replaces, which looks like a store that was emptied.
-            with contextlib.suppress(SmltError):
-                error = await self._rendezvous.ending(self.seat.session) or error
+        if not isinstance(error, StoreUnreachableError):
+            # Its end may be on record: a successor sweeps, which looks like a loss.
+            error = await self._tell(error)
         self.fall(error)
-        with contextlib.suppress(SmltError):
-            told = type(error)(f"{error} (rank {self.rank} says so)")
-            await self._rendezvous.end(self.seat.session, self.seat.keys, told)
-        return error
+        return self.failure or error
+
+    async def _tell(self, error: SmltError) -> SmltError:
+        """End the session in the store; return the reason that stands, if not this rank's."""
+        told = type(error)(f"{error} (rank {self.rank} says so)")
+        try:
+            stands = await self._rendezvous.end(self.seat.session, self.seat.keys, told)
+        except SmltError:
+            return error
+        return error if str(stands) == str(told) else stands
 
     async def explain(self, error: RankMissingError, operation: int) -> RankMissingError:
         """Name the ranks that are not at an operation whose wait was in vain."""
@@ -242,6 +253,7 @@ class Session:
     async def _follow(self) -> None:
         """Form the session, over as many attempts as it takes, and hear of its end."""
         while not await self._form():
+            self._left.clear()
             self._seat = await self._rendezvous.find_seat()
 
     async def _form(self) -> bool:
@@ -257,6 +269,7 @@ class Session:
                 event = notice.fields["event"]
                 if event == b"end":
                     if not self._formed.is_set():
+                        await self._hopeless(seat)
                         return False
                     self._told = True
                     self.fall(unpack_error(notice.fields["error"]))
@@ -280,7 +293,10 @@ class Session:
                 await self._close_roster(seat)
 
     async def _hopeless(self, seat: Seat) -> bool:
-        if await self._rendezvous.ending(seat.session) is not None:
+        ending = await self._rendezvous.ending(seat.session)
+        if isinstance(ending, RankMissingError):
+            raise ending  # others have waited in vain: neither is there any use in this rank's
+        if ending is not None:
             return True
         standing = await self._rendezvous.standing(seat.keys, self.spec.world_size)
         holder = standing.holders.get(self.rank)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from smlt import Aggregator
 
 url, job, rank, world_size, steps, lease_s = sys.argv[1:]
 with Aggregator(
-    url, job=job, rank=int(rank), world_size=int(world_size), time_limit_s=30, lease_s=float(lease_s)
+    url, job=job, rank=int(rank), world_size=int(world_size), lease_s=float(lease_s)
 ) as aggregator:
     for step in range(int(steps)):
         grads = np.full(1000, float(rank), np.float32)
@@ -110,7 +111,7 @@ def test_a_rank_that_stays_away_later_is_named_with_step_and_shard(ranks, url):
         assert isinstance(error, RankMissingError)
         assert "rank 2 of job" in str(error)
         assert "in step 1" in str(error)
-        assert "shard 0" in str(error)
+        assert re.search("shard [01]", str(error))
     assert isinstance(results[2], SmltError)
 
 
@@ -275,7 +276,7 @@ def test_a_killed_rank_is_missed_by_its_lease_and_can_come_again(ranks, valkey):
         step_1 = step_of_process(aggregator)
         other.kill()
         dead.set()
-        with pytest.raises(RankMissingError, match="rank 1 of job .*died|rank 1 of job") as error:
+        with pytest.raises(RankMissingError, match="rank 1 of job") as error:
             step_of_process(aggregator)
         return step_1, str(error.value)
 
