@@ -71,6 +71,7 @@ class Job:
 
     def __init__(self, place: Place, arguments: list[str], variables: dict[str, str]) -> None:
         self.place = place
+        self._earlier = set(place.run.glob("jobs/*/"))
         self._started = time.monotonic()
         self._files = [place.path / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
         with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
@@ -86,9 +87,9 @@ class Job:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the newest job of the run directory."""
-        found = sorted(self.place.run.glob("jobs/*/"), key=lambda path: path.stat().st_mtime_ns)
-        return found[-1] if found else None
+        """The folder that has come into the run directory since the start."""
+        found = set(self.place.run.glob("jobs/*/")) - self._earlier
+        return found.pop() if found else None
 
     @property
     def err(self) -> str:

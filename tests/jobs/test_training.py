@@ -70,10 +70,11 @@ def test_workers_and_aggregators_change_only_the_rounding_of_a_network(place, mn
 
 @pytest.mark.slow
 def test_killed_worker_leaves_the_digest_of_a_network(place, mnist):
-    options = (mnist, "--steps", "30", "--workers", "2", "--json", "--quiet")
+    options = (mnist, "--steps", "300", "--workers", "2", "--json", "--quiet")
     calm = place.train(*options, limit_s=200).check(0)
     job = place.start(*options)
     job.until_step(5)
+    job.until(lambda: len(job.pids()) == 2, "the processes of the ranks")
     job.kill_rank(1)
     disturbed = job.end(200).check(0)
     assert disturbed.summary["generations"] == 2
