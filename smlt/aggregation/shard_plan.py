@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 ALIGNMENT = 16
 """Elements; 64 bytes of float32, a cache line."""
+_WORTHWHILE_BYTES = 64 << 10
+"""A shard's messages cost as much as carrying this: smaller shards only slow a step down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,14 @@ def plan_shards(
 
     There are as many shards as keep every owner equally busy and no shard larger than
     ``shard_bytes``; a gradient smaller than its owners leaves some of them without a shard.
+    Without ``aggregators`` all ranks share the work, or as many as have a worthwhile part of it.
 
     Raises:
         ValueError: a count is out of its range.
     """
-    m = world_size if aggregators is None else min(aggregators, world_size)
+    if aggregators is None:
+        aggregators = max(1, 4 * elements // min(_WORTHWHILE_BYTES, max(shard_bytes, 1)))
+    m = min(aggregators, world_size)
     if world_size < 1 or m < 1 or elements < 0 or shard_bytes < 4 * ALIGNMENT:
         raise ValueError(
             f"no plan for {elements} elements, {world_size} ranks, {m} aggregators and shards of "

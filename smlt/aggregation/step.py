@@ -28,7 +28,7 @@ __all__ = ["AllReduce", "Membership", "StepResult"]
 # Shards that an owner reduces at once, and contributions to one of them fetched ahead: together
 # they bound the memory of an owner. The store buffers the rest.
 _REDUCTIONS = 2
-_AHEAD = 2
+_AHEAD = 3
 
 
 @dataclass(slots=True)
@@ -153,7 +153,8 @@ class AllReduce:
         weight = sum(headers[rank].weight for rank in range(self._world_size))
         with self._spans.during("reduce"):
             scale = 1.0 / weight if weight else 0.0
-            await self._transfer.offload(span.nbytes, reducer.finish, span, scale)
+            read = span.nbytes * (1 + len(rooms))
+            await self._transfer.offload(read, reducer.finish, span, scale)
         self._transfer.give_back(rooms.values())
         flags = reduce(or_, (header.flags for header in headers.values()))
         metas = [headers[rank].meta for rank in range(self._world_size)]

@@ -21,7 +21,8 @@ from smlt.io.parameter_store import ParameterStore
 
 # At most this many frames of one rank are under way in each direction.
 _TRANSFERS = 4
-# Below this size a hop to another thread costs more than the work.
+# Below this size a hop to another thread costs more than the work. Above, hops cost CPU time
+# (a sixth at 4 MB) but keep the event loop moving frames: steps took 0.7 of the time.
 _OFFLOAD_BYTES = 256 << 10
 _PATIENCE_FOR_MEANS = 1.25
 # Presence bits and metrics are far smaller; a frame with more gets memory of its own.

@@ -96,6 +96,16 @@ def test_a_large_gradient_keeps_every_owner_busy_alike(world_size, aggregators):
     assert max(busy) <= 1.05 * sum(busy) / len(busy)
 
 
+@given(elements=st.integers(0, 1 << 20), world_size=st.integers(1, 64))
+def test_nobody_owns_crumbs_unless_asked_to(elements, world_size):
+    plan = plan_shards(elements, world_size=world_size, shard_bytes=4 << 20)
+    assert plan.shards == 1 or 4 * plan.shard_elements >= 64 << 10
+    if 4 * elements >= world_size * (64 << 10):
+        assert len(plan.owners) == world_size
+    asked = plan_shards(elements, world_size=world_size, shard_bytes=4 << 20, aggregators=99)
+    assert len(asked.owners) == world_size
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"world_size": 0}, {"aggregators": 0}, {"elements": -1}, {"shard_bytes": 63}],

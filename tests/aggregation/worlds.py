@@ -168,7 +168,7 @@ class Case:
             self.elements,
             world_size=self.world_size,
             shard_bytes=shard_bytes,
-            aggregators=aggregators,
+            aggregators=aggregators or self.world_size,
         )
 
     def mean(self, step):
