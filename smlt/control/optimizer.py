@@ -1,0 +1,272 @@
+"""Choose the next plan to try: constrained Bayesian optimisation over a discrete grid, ask and tell.
+
+The acquisition function is expected improvement times the probability of meeting every limit
+(Gardner et al. 2014) and of running at all, computed for the whole grid. Under noise it improves on
+the best posterior mean and is discounted where a measurement would teach little (augmented
+expected improvement, Huang et al. 2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr  # type: ignore[import-untyped]
+
+from smlt.control.feasibility import Feasibility
+from smlt.control.search_grid import Array, Plan, SearchGrid, Value
+from smlt.control.surrogate import Posterior, Surrogate
+
+OBJECTIVE = "objective"
+PRIOR_TRUST = 0.1  # a prior mean is taken to be right within a tenth, unless data say otherwise
+
+
+class PriorMean(Protocol):
+    """What a model expects of every plan, given what was measured."""
+
+    def __call__(self, at: NDArray[np.intp], values: Array) -> Array:
+        """Return the expected values, shape (plans,), in the unit of the measured ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The best plan that has been measured."""
+
+    plan: Plan
+    objective: float
+    """Its expected value, noise smoothed away."""
+    meets_limits: float
+    """Probability that it meets all limits; below a half no measured plan is likely to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Observation:
+    index: int
+    values: dict[str, float]
+    noise: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What is thought of all plans at one moment; arrays of shape (plans,)."""
+
+    objective: Posterior
+    meets_limits: Array
+    runs: Array
+
+
+class Optimizer:
+    """Minimises a positive objective, such as seconds or dollars, over a grid of plans.
+
+    Everything is modelled by its logarithm, so that errors and gains are relative; `log=False` is
+    for objectives that may be zero or negative, gains and noise being absolute then.
+    """
+
+    def __init__(
+        self,
+        grid: SearchGrid,
+        surrogate: Surrogate,
+        rng: np.random.Generator,
+        *,
+        limits: Mapping[str, float] | None = None,
+        priors: Mapping[str, PriorMean] | None = None,
+        start: int | None = None,
+        log: bool = True,
+    ) -> None:
+        """Prepare a search.
+
+        Args:
+            grid: the plans.
+            surrogate: models the objective and each limited quantity on that grid.
+            rng: draws the first plans, and nothing else.
+            limits: the most that other quantities may be, by name: a deadline, a budget.
+            priors: prior means of the objective (OBJECTIVE) and of limited quantities, by name.
+            start: how many plans to spread over the grid before the model decides; by default
+                two if the objective has a prior mean, else one more than the grid has dimensions
+                and at least three.
+            log: model logarithms.
+        """
+        self._grid = grid
+        self._surrogate = surrogate
+        self._limits = dict(limits or {})
+        self._priors = dict(priors or {})
+        self._log = log
+        usual = 2 if OBJECTIVE in self._priors else max(3, len(grid.dimensions) + 1)
+        self._start = grid.spread(start or usual, rng)
+        self._feasibility = Feasibility(grid)
+        self._observations: list[_Observation] = []
+        self._tried: set[int] = set()
+        self._outlook: _Outlook | None = None
+
+    def tell(
+        self,
+        plan: Mapping[str, Value],
+        objective: float,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        noise: float | None = 0.0,
+    ) -> None:
+        """Record what a plan gave.
+
+        Args:
+            plan: the plan that ran.
+            objective: what it gave.
+            metrics: the limited quantities, by name.
+            noise: standard deviation of the objective's and the metrics' error, as a fraction;
+                None if it is not known.
+
+        Raises:
+            ValueError: the plan is not on the grid, a limited quantity is missing, or a value is
+                not finite, or not positive.
+        """
+        values = {OBJECTIVE: objective, **{name: (metrics or {})[name] for name in self._limits}}
+        for name, value in values.items():
+            if not np.isfinite(value) or (self._log and value <= 0):
+                raise ValueError(f"the {name} of {dict(plan)} is {value}: it has to be positive")
+        index = self._grid.index(plan)
+        self._observations.append(_Observation(index, values, noise))
+        self._feasibility.ran(index)
+        self._tried.add(index)
+        self._outlook = None
+
+    def tell_failure(self, plan: Mapping[str, Value], kind: str = "other") -> None:
+        """Record that a plan could not run: for want of "memory", of "concurrency", or "other".
+
+        Raises:
+            ValueError: the plan is not on the grid, or the kind is none of these.
+        """
+        index = self._grid.index(plan)
+        self._feasibility.failed(index, kind)
+        self._tried.add(index)
+        self._outlook = None
+
+    def ask(self) -> Plan:
+        """Return the plan to try next; the same one until something is told.
+
+        Once all plans have been measured without noise it returns the best.
+        """
+        runs = self._feasibility.probability()
+        for index in self._start:
+            if index not in self._tried and runs[index] > 0:
+                return self._grid.plan(index)
+        if not self._observations:
+            untried = [i for i in np.argsort(-runs, kind="stable") if i not in self._tried]
+            return self._grid.plan(int(untried[0]) if untried else 0)
+        acquisition = self._acquisition()
+        if not np.any(acquisition > 0):
+            return self.recommend().plan
+        return self._grid.plan(int(acquisition.argmax()))
+
+    def recommend(self) -> Recommendation:
+        """Return the best plan measured so far, or the one nearest to the limits if none meets them.
+
+        Raises:
+            ValueError: nothing has been measured.
+        """
+        outlook, best = self._current(), self._best()
+        return Recommendation(
+            self._grid.plan(best),
+            float(self._unscale(outlook.objective.mean[best])),
+            float(outlook.meets_limits[best]),
+        )
+
+    def expected_gain(self) -> float:
+        """How much the plan that `ask` returns is expected to better the recommended one.
+
+        A fraction of the objective (without `log`: absolute). Infinite while nothing that was
+        measured meets the limits, and before the first plans are through.
+        """
+        waiting = [index for index in self._start if index not in self._tried]
+        if waiting or not self._observations or self.recommend().meets_limits < 0.5:
+            return float("inf")
+        gain = float(self._improvement().max())
+        return -float(np.expm1(-gain)) if self._log else gain
+
+    def is_worth_trying(self, remaining: float, switch: float) -> bool:
+        """Whether the next plan is expected to pay for the switch to it.
+
+        Args:
+            remaining: what the rest of the job takes by the recommended plan.
+            switch: what going over to another plan takes, in the same unit.
+        """
+        return self.expected_gain() * remaining > switch
+
+    def _acquisition(self) -> Array:
+        """Score of every plan; zero for those that there is no point in trying."""
+        outlook = self._current()
+        possible = outlook.runs * (outlook.runs > 0)
+        exact = [o.index for o in self._observations if o.noise == 0]
+        if outlook.meets_limits[self._best()] < 0.5:
+            # Nothing to improve on yet: look for a plan that meets the limits.
+            score = outlook.meets_limits * possible + 1e-12 * possible
+        else:
+            score = self._improvement()
+        score[exact] = 0.0
+        return score
+
+    def _improvement(self) -> Array:
+        """Expected improvement by each plan, weighted by its probability of being a solution."""
+        outlook = self._current()
+        posterior = outlook.objective
+        gap = posterior.mean[self._best()] - posterior.means
+        standard = gap / posterior.deviations
+        density = np.exp(-0.5 * standard**2) / np.sqrt(2 * np.pi)
+        improvement = posterior.weights @ (gap * ndtr(standard) + posterior.deviations * density)
+        improvement = np.maximum(improvement, 0.0) * outlook.meets_limits * outlook.runs
+        noise = self._noise()
+        if noise is not None and noise.any():
+            typical = float(noise.mean())
+            improvement *= 1 - typical / np.hypot(typical, posterior.deviation)
+        improvement[[o.index for o in self._observations if o.noise == 0]] = 0.0
+        result: Array = improvement
+        return result
+
+    def _best(self) -> int:
+        outlook = self._current()
+        measured = sorted({o.index for o in self._observations})
+        good = [i for i in measured if outlook.meets_limits[i] >= 0.5]
+        if good:
+            return min(good, key=lambda i: outlook.objective.mean[i])
+        return max(measured, key=lambda i: outlook.meets_limits[i])
+
+    def _current(self) -> _Outlook:
+        if not self._observations:
+            raise ValueError("nothing has been measured yet: tell the optimiser a plan's outcome")
+        if self._outlook is None:
+            meets = np.ones(len(self._grid))
+            for name, limit in self._limits.items():
+                posterior = self._posterior(name)
+                bound = np.log(limit) if self._log else limit
+                standard = (bound - posterior.means) / posterior.deviations
+                meets *= posterior.weights @ ndtr(standard)
+            self._outlook = _Outlook(
+                self._posterior(OBJECTIVE), meets, self._feasibility.probability()
+            )
+        return self._outlook
+
+    def _posterior(self, name: str) -> Posterior:
+        at = np.array([o.index for o in self._observations], dtype=np.intp)
+        values = np.array([o.values[name] for o in self._observations])
+        prior = self._priors.get(name)
+        if prior is None:
+            return self._surrogate.posterior(at, self._scale(values), self._noise())
+        expected = self._scale(prior(at, values))
+        error = self._scale(values) - expected[at]
+        scale = max(PRIOR_TRUST, float(np.sqrt(np.mean(error**2))))
+        posterior = self._surrogate.posterior(at, error, self._noise(), scale)
+        return posterior._replace(means=posterior.means + expected)
+
+    def _noise(self) -> Array | None:
+        """Standard deviations of the scaled observations; None if one of them is unknown."""
+        noise = [o.noise for o in self._observations]
+        known = [n for n in noise if n is not None]
+        return np.array(known) if len(known) == len(noise) else None
+
+    def _scale(self, values: Array) -> Array:
+        return np.log(values) if self._log else values
+
+    def _unscale(self, value: float) -> float:
+        return float(np.exp(value)) if self._log else value
