@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import distributed
-from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
+from torch._C._distributed_c10d import (
     PrefixStore,
     Work,
-    _create_work_from_future,
 )
 
 from smlt.aggregation.group import Group, Operation
@@ -228,14 +229,14 @@ class SmltProcessGroup(distributed.ProcessGroup):
         group, place = self._joined, byte_view(tensors[0])
         labels = [self._next_label(rank, tag) for rank in range(self._group_size)]
         del labels[self._group_rank]
-        came: list[int] = []
+        work = SmltWork(tensors)
 
         async def receive() -> None:
             index = await group.receive(labels, place.array)
-            came.append(labels[index][1])
-            self._received[came[0], tag] += 1
+            work.source = labels[index][1]
+            self._received[work.source, tag] += 1
 
-        return _AnySourceWork(self._work([receive], [place], tensors), came)
+        return self._work([receive], [place], tensors, work)
 
     def _next_label(self, source: int, tag: int) -> tuple[str, int]:
         return f"p{self._group_rank}.{tag}.{self._received[source, tag]}", source
@@ -246,46 +247,85 @@ class SmltProcessGroup(distributed.ProcessGroup):
             raise UserError("the process group has been destroyed")
         return self._group
 
-    def _work(self, calls: Sequence[Operation], back: Sequence[Staged], result: Any) -> Any:
+    def _work(
+        self,
+        calls: Sequence[Operation],
+        back: Sequence[Staged],
+        result: Any,
+        work: SmltWork | None = None,
+    ) -> SmltWork:
         """Start operations that are numbered already, and return a Work for all of them."""
-        future: torch.futures.Future[Any] = torch.futures.Future()
+        work = work or SmltWork(result)
 
         async def run() -> None:
+            error: BaseException | None = None
             try:
                 await _together(calls)
                 for each in back:
                     each.copy_back()
-            except asyncio.CancelledError:
-                future.set_exception(RuntimeError("the process group was destroyed"))
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
                 raise
-            except Exception as error:
-                self._resolvers.submit(future.set_exception, error)
-            else:
-                self._resolvers.submit(future.set_result, result)
+            except Exception as failed:
+                error = failed
+            finally:
+                self._resolvers.submit(work.settle, error)
 
         self._world.thread.submit(run())
-        return _create_work_from_future(future)
+        return work
 
 
-class _AnySourceWork(Work):
-    """A Work that knows, once done, from whom the message came."""
+class SmltWork(Work):
+    """What a collective returns: to be waited for, here or through its future."""
 
-    def __init__(self, work: Any, came: list[int]) -> None:
+    def __init__(self, result: Any) -> None:
         super().__init__()
-        self._work = work
-        self._came = came
+        self._settled = threading.Event()
+        self._error: BaseException | None = None
+        self._result = result
+        self._done: torch.futures.Future[None] = torch.futures.Future()
+        # Future.set_exception is a mere value to torch's C++ side; a callback's error is an error.
+        self._future = self._done.then(self._outcome)
+        self.source = -1
+        """Rank that a message came from, where any could send it."""
 
-    def wait(self, *limit: Any) -> bool:
-        return bool(self._work.wait(*limit))
+    def settle(self, error: BaseException | None) -> None:
+        """Wake who waits, and run the callbacks of the future, which may take their time."""
+        self._error = error
+        self._settled.set()
+        self._done.set_result(None)
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Return when it is done; raise what went wrong. A timeout of 0 means none."""
+        limit_s = timeout.total_seconds() or None
+        if not self._settled.wait(limit_s):
+            raise TimeoutError(f"the collective is not done after {limit_s:g} s")
+        if self._error is not None:
+            raise self._error
+        return True
 
     def get_future(self) -> Any:
-        return self._work.get_future()
+        return self._future
 
     def is_completed(self) -> bool:
-        return bool(self._work.is_completed())
+        return self._settled.is_set()
+
+    def is_success(self) -> bool:
+        return self._settled.is_set() and self._error is None
+
+    def exception(self) -> BaseException | None:
+        return self._error
+
+    def result(self) -> Any:
+        return self._result
 
     def _source_rank(self) -> int:
-        return self._came[0]
+        return self.source
+
+    def _outcome(self, _: Any) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 async def _together(calls: Sequence[Operation]) -> None:

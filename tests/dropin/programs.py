@@ -1,0 +1,304 @@
+"""What a user's torch.distributed script does, on whatever backend: run as a process per rank.
+
+The backends differ in one line and an import. Every program returns what is compared.
+"""
+
+import json
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(20, 64, bias=False),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.Linear(64, 3),
+    )
+
+
+def batches(rank, count, size=8):
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(count):
+        yield (
+            torch.randn(size, 20, generator=generator),
+            torch.randint(0, 3, (size,), generator=generator),
+        )
+
+
+def train(net, optimizer, rank, steps=6):
+    losses = []
+    for inputs, targets in batches(rank, steps):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def sums(net):
+    return [parameter.double().sum().item() for parameter in net.parameters()]
+
+
+def ddp(rank, world_size):
+    net = nn.parallel.DistributedDataParallel(model(), bucket_cap_mb=0.01)
+    return train(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), rank), sums(net)
+
+
+class Branches(nn.Module):
+    """Uses one of its layers only, a different one on each rank and step."""
+
+    def __init__(self, rank):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(20, 3) for _ in range(3)])
+        self.turn = rank
+
+    def forward(self, inputs):
+        self.turn += 1
+        return self.layers[self.turn % 2](inputs)
+
+
+def ddp_unused_parameters(rank, world_size):
+    net = nn.parallel.DistributedDataParallel(Branches(rank), find_unused_parameters=True)
+    return train(net, torch.optim.AdamW(net.parameters()), rank), sums(net)
+
+
+def ddp_static_graph_and_bucket_views(rank, world_size):
+    net = nn.parallel.DistributedDataParallel(
+        model(), static_graph=True, gradient_as_bucket_view=True
+    )
+    return train(net, torch.optim.Adam(net.parameters()), rank), sums(net)
+
+
+def ddp_compressed(rank, world_size):
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    net = nn.parallel.DistributedDataParallel(model())
+    net.register_comm_hook(None, default_hooks.bf16_compress_hook)
+    return train(net, torch.optim.SGD(net.parameters(), lr=0.1), rank), sums(net)
+
+
+def join_uneven_inputs(rank, world_size):
+    net = nn.parallel.DistributedDataParallel(nn.Linear(20, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with net.join():
+        losses = train(net, optimizer, rank, steps=3 + 2 * rank)
+    return losses, sums(net)
+
+
+def zero_redundancy(rank, world_size):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    net = nn.parallel.DistributedDataParallel(model())
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.Adam, lr=0.01)
+    losses = train(net, optimizer, rank)
+    optimizer.consolidate_state_dict(to=0)
+    return losses, sums(net)
+
+
+DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+
+
+def values(rank, dtype, size=6):
+    return ((torch.arange(size) + 1 + 2 * rank) % 5).to(dtype)
+
+
+def reductions(rank, world_size):
+    results = []
+    for dtype in DTYPES:
+        for op in ("SUM", "MIN", "MAX", "PRODUCT"):
+            if dtype == torch.bool and op in ("SUM", "PRODUCT"):
+                continue
+            tensor = values(rank, dtype)
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op))
+            results.append(tensor.double().tolist())
+    for op in ("BAND", "BOR", "BXOR"):
+        tensor = values(rank, torch.int32)
+        dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op))
+        results.append(tensor.tolist())
+    big = torch.linspace(0, 1 + rank, 200_000, dtype=torch.float64)
+    dist.all_reduce(big)
+    strided = torch.full((50, 40), rank + 1.0).t()
+    dist.all_reduce(strided)
+    tensor = values(rank, torch.float32)
+    dist.reduce(tensor, dst=1)
+    empty = torch.empty(0)
+    dist.all_reduce(empty)
+    return results, big.sum().item(), strided.sum().item(), tensor.tolist() if rank == 1 else None
+
+
+def movements(rank, world_size):
+    every = list(range(world_size))
+    results = []
+    for dtype in DTYPES:
+        own = values(rank, dtype)
+        copy = own.clone()
+        dist.broadcast(copy, src=1)
+        gathered = [torch.empty_like(own) for _ in every]
+        dist.all_gather(gathered, own)
+        stacked = torch.empty(world_size * 6, dtype=dtype)
+        dist.all_gather_into_tensor(stacked, own)
+        at_root = [torch.empty_like(own) for _ in every] if rank == 0 else None
+        dist.gather(own, at_root, dst=0)
+        scattered = torch.empty_like(own)
+        dist.scatter(scattered, [values(r + 3, dtype) for r in every] if rank == 1 else None, src=1)
+        results.append([t.double().tolist() for t in (copy, *gathered, stacked, scattered)])
+    incoming = [torch.empty(2) for _ in every]
+    dist.all_to_all(incoming, [torch.full((2,), 10.0 * rank + r) for r in every])
+    splits = [1 + (rank + r) % 2 for r in every]
+    uneven = torch.empty(sum(splits), 3)
+    dist.all_to_all_single(uneven, torch.full((sum(splits), 3), 1.0 * rank), splits, splits)
+    source = torch.arange(world_size * 2.0) + 100 * rank
+    turned = torch.empty_like(source)
+    dist.all_to_all_single(turned, source)
+    dist.barrier()
+    return results, [t.tolist() for t in incoming], turned.tolist(), uneven.tolist()
+
+
+def reduce_scatters(rank, world_size):
+    results = []
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        out = torch.empty(4, dtype=dtype)
+        dist.reduce_scatter(out, [values(rank + r, dtype, 4) for r in range(world_size)])
+        flat = torch.empty(4, dtype=dtype)
+        dist.reduce_scatter_tensor(flat, values(rank, dtype, 4 * world_size))
+        results.append([out.tolist(), flat.tolist()])
+    return results
+
+
+def messages(rank, world_size):
+    following, preceding = (rank + 1) % world_size, (rank - 1) % world_size
+    received = torch.empty(3)
+    works = [dist.isend(torch.full((3,), float(rank)), following), dist.irecv(received, preceding)]
+    for work in works:
+        work.wait()
+    many = torch.empty(2)
+    if rank == 0:
+        seen = sorted((dist.recv(many), many[0].item()) for _ in range(world_size - 1))
+    else:
+        seen = dist.send(torch.full((2,), float(rank)), 0)
+    operations = [
+        dist.P2POp(dist.isend, torch.full((3,), rank * 2.0), following),
+        dist.P2POp(dist.irecv, received, preceding),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    return received.tolist(), seen
+
+
+def objects(rank, world_size):
+    gathered = [None] * world_size
+    dist.all_gather_object(gathered, {"rank": rank, "list": [1, "two", 3.0, None, (4,)]})
+    shared = [{"of": rank}, "text"]
+    dist.broadcast_object_list(shared, src=1)
+    at_root = [None] * world_size if rank == 0 else None
+    dist.gather_object({"rank": rank}, at_root, dst=0)
+    return gathered, shared, at_root
+
+
+def groups(rank, world_size):
+    results = []
+    for members in ([0, 1], [1, 2], [0, 2], [0, 1]):
+        group = dist.new_group(members)
+        if rank in members:
+            tensor = torch.full((5,), rank + 1.0)
+            dist.all_reduce(tensor, group=group)
+            dist.broadcast(tensor, src=members[1], group=group)
+            results.append(tensor.tolist())
+            dist.destroy_process_group(group)
+    dist.barrier()
+    return results
+
+
+def overlapping(rank, world_size):
+    tensors = [torch.full((1000 * (i + 1),), float(i * (rank + 1))) for i in range(10)]
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    firsts = []
+    for work, tensor in zip(works, tensors, strict=True):
+        work.wait()
+        firsts.append((tensor[0].item(), tensor.std().item()))
+    return firsts
+
+
+def accelerated(rank, world_size):
+    from accelerate import Accelerator
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    accelerator = Accelerator(cpu=True)
+    net = model()
+    net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    losses = []
+    for inputs, targets in batches(rank, 4):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(accelerator.gather(loss.detach()).tolist())
+    return accelerator.num_processes, losses, sums(net)
+
+
+def fabricated(rank, world_size):
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    environment = LightningEnvironment()
+    environment.set_world_size(world_size)
+    environment.set_global_rank(rank)
+    strategy = DDPStrategy(
+        cluster_environment=environment, process_group_backend=dist.get_backend()
+    )
+    fabric = Fabric(accelerator="cpu", devices=world_size, strategy=strategy)
+    fabric.launch()
+    net = model()
+    net, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    losses = []
+    for inputs, targets in batches(rank, 4):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        losses.append(fabric.all_reduce(loss.detach(), reduce_op="mean").item())
+    return fabric.world_size, losses, sums(net)
+
+
+def main():
+    backend, url, rank, world_size, *programs = sys.argv[1:]
+    rank, world_size = int(rank), int(world_size)
+    if backend == "smlt":
+        import smlt.torch  # noqa: F401
+    dist.init_process_group(
+        backend,
+        init_method=url,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=30),
+    )
+    results = {}
+    for program in programs:
+        try:
+            results[program] = globals()[program](rank, world_size)
+        except Exception as error:
+            results[program] = f"{type(error).__name__}: {error}"
+            break
+    print(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

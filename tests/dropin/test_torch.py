@@ -1,0 +1,202 @@
+"""The torch.distributed backend: the same scripts on gloo and on smlt."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).with_name("programs.py")
+
+
+def run(backend, url, world_size, programs):
+    """Return by rank what the programs returned."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAMS.parents[2])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, PROGRAMS, backend, url, str(rank), str(world_size), *programs],
+            env=environment,
+            cwd=PROGRAMS.parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(output.strip().rpartition("\n")[2]) for output, _ in outputs]
+
+
+def assert_close(left, right, where):
+    """Compare nested lists, numbers up to the rounding of another order of addition."""
+    if isinstance(left, list) and isinstance(right, list):
+        assert len(left) == len(right), where
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_close(*pair, f"{where}[{index}]")
+    elif isinstance(left, float) and isinstance(right, float):
+        assert math.isclose(left, right, rel_tol=1e-3, abs_tol=1e-4), f"{where}: {left} {right}"
+    else:
+        assert left == right, where
+
+
+def test_a_script_gives_the_same_on_gloo_and_on_smlt(tmp_path, valkey, job):
+    programs = [
+        *("ddp", "ddp_unused_parameters", "ddp_static_graph_and_bucket_views", "ddp_compressed"),
+        *("join_uneven_inputs", "zero_redundancy", "groups", "objects", "messages"),
+        *("reductions", "movements", "reduce_scatters", "overlapping"),
+    ]
+    gloo = run("gloo", f"file://{tmp_path}/rendezvous", 3, programs)
+    smlt = run("smlt", f"smlt+{valkey.url}?job={job}", 3, programs)
+
+    for program in programs:
+        for rank in range(3):
+            assert_close(gloo[rank][program], smlt[rank][program], f"{program} on rank {rank}")
+
+
+def test_accelerate_and_fabric_run_on_it(tmp_path, valkey, job):
+    packages = {"accelerate": "accelerated", "lightning_fabric": "fabricated"}
+    programs = [program for name, program in packages.items() if importlib.util.find_spec(name)]
+    if not programs:
+        pytest.skip("neither accelerate nor lightning-fabric is installed")
+    gloo = run("gloo", f"file://{tmp_path}/rendezvous", 2, programs)
+    smlt = run("smlt", f"smlt+redis://127.0.0.1:{valkey.port}/0?job={job}", 2, programs)
+
+    for program in programs:
+        for rank in range(2):
+            assert smlt[rank][program][0] == 2  # processes, as the package counts them
+            assert_close(gloo[rank][program], smlt[rank][program], f"{program} on rank {rank}")
+
+
+def script(tmp_path, body):
+    path = tmp_path / "script.py"
+    path.write_text(f"import torch\nimport torch.distributed as dist\nimport smlt.torch\n{body}")
+    return path
+
+
+def start(path, *arguments):
+    return subprocess.Popen(
+        [sys.executable, path, *map(str, arguments)],
+        cwd=PROGRAMS.parents[2],
+        env=os.environ | {"PYTHONPATH": str(PROGRAMS.parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+INIT = """
+import sys
+from datetime import timedelta
+url, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group(
+    "smlt", init_method=url, rank=rank, world_size=2, timeout=timedelta(seconds=20)
+)
+"""
+
+
+def test_a_rank_that_dies_fails_the_others_under_ddp(tmp_path, valkey, job):
+    path = script(
+        tmp_path,
+        INIT
+        + """
+import os
+net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+for step in range(100):
+    if rank == 1 and step == 3:
+        os._exit(1)
+    net(torch.ones(2, 4)).sum().backward()
+""",
+    )
+    url = f"smlt+{valkey.url}?job={job}&lease_s=1"
+    processes = [start(path, url, rank) for rank in range(2)]
+    try:
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode not in (0, None)
+    assert "rank 1 of job" in errors[0]
+    assert "died" in errors[0]
+
+
+def test_a_script_that_does_not_destroy_its_group_ends_and_frees_the_name(tmp_path, valkey, job):
+    path = script(tmp_path, INIT + "t = torch.ones(3); dist.all_reduce(t); print(t.tolist())")
+    for _ in range(2):
+        processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
+        try:
+            outputs = [process.communicate(timeout=60) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, (output, errors) in zip(processes, outputs, strict=True):
+            assert process.returncode == 0, errors
+            assert output == "[2.0, 2.0, 2.0]\n"
+
+
+def test_the_store_counts_and_waits_across_processes(tmp_path, valkey, job):
+    path = script(
+        tmp_path,
+        INIT
+        + """
+store = dist.distributed_c10d._get_default_store()
+total = 0
+for _ in range(20):
+    total = store.add("count", 1)
+won = store.compare_set("leader", "", str(rank)).decode()
+store.set(f"done{rank}", str(total))
+store.wait([f"done{1 - rank}"])
+totals = sorted(int(store.get(f"done{r}")) for r in range(2))
+assert totals[1] == 40, totals
+assert store.check(["leader", "done0", "done1"]) and not store.check(["never"])
+assert store.delete_key(f"done{rank}")
+try:
+    store.wait(["never"], timedelta(seconds=0.2))
+except dist.DistStoreError as error:
+    print(won, "waited" if "never" in str(error) else error)
+dist.destroy_process_group()
+""",
+    )
+    processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
+    try:
+        outputs = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert outputs[0][0].endswith("waited\n")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("'smlt', init_method='smlt+redis://h/0', rank=0, world_size=1", "lacks job"),
+        (
+            "'smlt', init_method='smlt+redis://h/0?job=a&shard_mb=x', rank=0, world_size=1",
+            "shard_mb=x: no number",
+        ),
+        (
+            "'smlt', init_method='file:///tmp/none', rank=0, world_size=1",
+            "needs its own rendezvous",
+        ),
+    ],
+)
+def test_a_wrong_initialisation_is_refused_in_a_sentence(tmp_path, call, sentence):
+    call = call.replace("/tmp/none", str(tmp_path / "file"))
+    process = start(script(tmp_path, f"dist.init_process_group({call})"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert sentence in errors
