@@ -17,6 +17,7 @@ from benchmarks.tuner_surfaces import Surface
 from smlt.control.optimizer import OBJECTIVE, Optimizer
 from smlt.control.performance_model import Setting
 from smlt.control.performance_prior import PerformancePrior
+from smlt.control.search_grid import Plan
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
 from smlt.control.surrogate import SampledGaussianProcess
 
@@ -74,7 +75,7 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
     def run(experiment: Experiment, evaluations: int) -> None:
         surface, grid = experiment.surface, experiment.surface.grid
         limits = None if surface.limit is None else {"limit": surface.limit}
-        priors = {OBJECTIVE: _prior(surface)} if with_prior else None
+        priors = _priors(surface) if with_prior else None
         log = bool(surface.objective.min() > 0)
         optimizer = Optimizer(
             grid, surrogate(grid), experiment.rng, limits=limits, priors=priors, log=log
@@ -94,15 +95,19 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
     return run
 
 
-def _prior(surface: Surface) -> PerformancePrior:
+def _priors(surface: Surface) -> dict[str, PerformancePrior]:
+    """The performance model, for the time of a step and what it costs; fitted as the search goes."""
+    grid = surface.grid
     if surface.metric is None:
-        return PerformancePrior(surface.grid, lambda plan: Setting(workers=plan["workers"]))
-    is_cost = surface.name.startswith("cost")
-    return PerformancePrior(
-        surface.grid,
-        lambda plan: Setting(workers=plan["workers"], memory_mb=plan["memory_mb"]),
-        lambda plan: plan["workers"] * plan["memory_mb"] if is_cost else 1.0,
-    )
+        return {OBJECTIVE: PerformancePrior(grid, lambda plan: Setting(workers=plan["workers"]))}
+    time = PerformancePrior(grid, _setting)
+    cost = PerformancePrior(grid, _setting, lambda plan: plan["workers"] * plan["memory_mb"])
+    objective, limited = (cost, time) if surface.name.startswith("cost") else (time, cost)
+    return {OBJECTIVE: objective, "limit": limited}
+
+
+def _setting(plan: Plan) -> Setting:
+    return Setting(workers=plan["workers"], memory_mb=plan["memory_mb"])
 
 
 def _random(experiment: Experiment, evaluations: int) -> None:

@@ -22,13 +22,18 @@ from smlt.control.surrogate import Posterior, Surrogate
 
 OBJECTIVE = "objective"
 PRIOR_TRUST = 0.1  # a prior mean is taken to be right within a tenth, unless data say otherwise
+CONFIDENCE = 0.8  # that a plan meets the limits, for it to be taken as a solution
 
 
 class PriorMean(Protocol):
     """What a model expects of every plan, given what was measured."""
 
-    def __call__(self, at: NDArray[np.intp], values: Array) -> Array:
-        """Return the expected values, shape (plans,), in the unit of the measured ones."""
+    def __call__(self, at: NDArray[np.intp], values: Array) -> tuple[Array, Array]:
+        """Return the expected values, in the unit of the measured ones, and how unsure they are.
+
+        Both have the shape (plans,). The latter is a standard deviation, as a fraction of the
+        value (without `log`: in its unit).
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Recommendation:
     objective: float
     """Its expected value, noise smoothed away."""
     meets_limits: float
-    """Probability that it meets all limits; below a half no measured plan is likely to."""
+    """Probability that it meets all limits; below CONFIDENCE no measured plan is sure to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class _Outlook:
 
     objective: Posterior
     meets_limits: Array
+    excess: Array
+    """By how much the expected quantities exceed their limits, in all."""
     runs: Array
 
 
@@ -180,7 +187,7 @@ class Optimizer:
         measured meets the limits, and before the first plans are through.
         """
         waiting = [index for index in self._start if index not in self._tried]
-        if waiting or not self._observations or self.recommend().meets_limits < 0.5:
+        if waiting or not self._observations or self.recommend().meets_limits < CONFIDENCE:
             return float("inf")
         gain = float(self._improvement().max())
         return -float(np.expm1(-gain)) if self._log else gain
@@ -197,15 +204,15 @@ class Optimizer:
     def _acquisition(self) -> Array:
         """Score of every plan; zero for those that there is no point in trying."""
         outlook = self._current()
-        possible = outlook.runs * (outlook.runs > 0)
-        exact = [o.index for o in self._observations if o.noise == 0]
-        if outlook.meets_limits[self._best()] < 0.5:
-            # Nothing to improve on yet: look for a plan that meets the limits.
-            score = outlook.meets_limits * possible + 1e-12 * possible
-        else:
-            score = self._improvement()
-        score[exact] = 0.0
-        return score
+        if outlook.meets_limits[self._best()] >= CONFIDENCE:
+            return self._improvement()
+        # Nothing to improve on yet: look for a plan that meets the limits, and where none has a
+        # chance that could be told from zero, for the least excess.
+        hopeless = 1e-9 / (1 + outlook.excess)
+        score = outlook.runs * (outlook.meets_limits + hopeless)
+        score[[o.index for o in self._observations]] = 0.0
+        result: Array = score
+        return result
 
     def _improvement(self) -> Array:
         """Expected improvement by each plan, weighted by its probability of being a solution."""
@@ -227,23 +234,24 @@ class Optimizer:
     def _best(self) -> int:
         outlook = self._current()
         measured = sorted({o.index for o in self._observations})
-        good = [i for i in measured if outlook.meets_limits[i] >= 0.5]
+        good = [i for i in measured if outlook.meets_limits[i] >= CONFIDENCE]
         if good:
             return min(good, key=lambda i: outlook.objective.mean[i])
-        return max(measured, key=lambda i: outlook.meets_limits[i])
+        return max(measured, key=lambda i: (outlook.meets_limits[i], -outlook.excess[i]))
 
     def _current(self) -> _Outlook:
         if not self._observations:
             raise ValueError("nothing has been measured yet: tell the optimiser a plan's outcome")
         if self._outlook is None:
-            meets = np.ones(len(self._grid))
+            meets, excess = np.ones(len(self._grid)), np.zeros(len(self._grid))
             for name, limit in self._limits.items():
                 posterior = self._posterior(name)
                 bound = np.log(limit) if self._log else limit
                 standard = (bound - posterior.means) / posterior.deviations
                 meets *= posterior.weights @ ndtr(standard)
+                excess += np.maximum(0.0, posterior.mean - bound)
             self._outlook = _Outlook(
-                self._posterior(OBJECTIVE), meets, self._feasibility.probability()
+                self._posterior(OBJECTIVE), meets, excess, self._feasibility.probability()
             )
         return self._outlook
 
@@ -253,11 +261,14 @@ class Optimizer:
         prior = self._priors.get(name)
         if prior is None:
             return self._surrogate.posterior(at, self._scale(values), self._noise())
-        expected = self._scale(prior(at, values))
+        mean, deviation = prior(at, values)
+        expected = self._scale(mean)
         error = self._scale(values) - expected[at]
         scale = max(PRIOR_TRUST, float(np.sqrt(np.mean(error**2))))
         posterior = self._surrogate.posterior(at, error, self._noise(), scale)
-        return posterior._replace(means=posterior.means + expected)
+        return posterior._replace(
+            means=posterior.means + expected, deviations=np.hypot(posterior.deviations, deviation)
+        )
 
     def _noise(self) -> Array | None:
         """Standard deviations of the scaled observations; None if one of them is unknown."""

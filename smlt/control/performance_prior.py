@@ -35,8 +35,8 @@ class PerformancePrior:
         self._factors = np.array([1.0 if factor is None else factor(plan) for plan in plans])
         self._granularity = granularity
 
-    def __call__(self, at: NDArray[np.intp], values: Array) -> Array:
-        """Return the expected value of every plan; shape (plans,)."""
+    def __call__(self, at: NDArray[np.intp], values: Array) -> tuple[Array, Array]:
+        """Return the expected value of every plan, and its relative standard deviation."""
         steps = values / self._factors[at]
         model = fit_performance(
             [
@@ -45,4 +45,7 @@ class PerformancePrior:
             ],
             self._granularity,
         )
-        return model.predict(self._settings).step_s * self._factors
+        prediction = model.predict(self._settings)
+        # A measurement's own noise is no doubt about the mean.
+        doubt = np.sqrt(np.maximum(prediction.log_sd**2 - model.noise**2, 0.0))
+        return prediction.step_s * self._factors, doubt

@@ -106,7 +106,7 @@ class SearchGrid:
         In more than one dimension the draw is the one of several whose plans are farthest apart.
         """
         count = min(count, len(self))
-        draws = 1 if len(self.dimensions) == 1 else 9
+        draws = 1 if len(self.dimensions) == 1 else 2
         hypercubes = [self._latin_hypercube(count, rng) for _ in range(draws)]
         best = max(hypercubes, key=self._smallest_distance)
         return [int(index) for index in rng.permutation(best)]
