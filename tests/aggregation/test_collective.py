@@ -121,6 +121,25 @@ def test_the_store_holds_about_two_steps():
     assert sum(live.values()) <= 1.1 * one_step
 
 
+@pytest.mark.parametrize("world_size", [4, 16])
+def test_an_owner_has_room_for_few_frames(world_size):
+    """And keeps it, so that no step after the first one touches fresh memory."""
+    case = Case(4, world_size, 40_000, steps=3)
+    stores = []
+
+    async def run():
+        def wrap(store, rank):
+            stores.append(MeddledStore(store))
+            return stores[-1]
+
+        async with world(world_size, wrap=wrap) as ranks:
+            await case.run(ranks, case.plan(1, shard_bytes=8000))
+
+    asyncio.run(run())
+    reductions_at_once = 2
+    assert len(stores[0].rooms) <= reductions_at_once * (np.log2(world_size) + 8)
+
+
 def test_discarded_frames_are_gone_from_the_server(valkey, open_valkey):
     case = Case(11, 3, 9000, steps=6)
 

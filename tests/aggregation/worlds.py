@@ -49,6 +49,8 @@ class MeddledStore:
         self._on_got = on_got
         self._live = {} if live is None else live
         self.peak = 0
+        self.rooms = set()
+        """Where frames have been received, by address."""
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
@@ -67,6 +69,7 @@ class MeddledStore:
 
     async def get(self, key, **options):
         await self._wait()
+        self.rooms.add(np.frombuffer(options["into"], np.uint8).ctypes.data)
         frame = await self.inner.get(key, **options)
         return frame if self._on_got is None else self._on_got(key, frame)
 
