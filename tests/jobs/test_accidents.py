@@ -70,8 +70,10 @@ def test_embedded_valkey_killed(place, digest):
 
 def test_corrupt_frame_in_the_store(place, digest):
     gate = place.gate(8)
-    # Only rank 1 waits, so that the frame which rank 0 puts for it lies in the store meanwhile.
-    job = place.start(f"{TASKS / 'small.py'}:Dawdles", *OPTIONS, *gate.params)
+    # Only rank 1 waits, so that the frame which rank 0 puts for it, as the owner of the second
+    # shard, lies in the store meanwhile.
+    owners = ("--aggregators", "2")
+    job = place.start(f"{TASKS / 'small.py'}:Dawdles", *OPTIONS, *owners, *gate.params)
     gate.until_there(job, 1)
     with job.store() as store:
         key = job.until(lambda: next(store.scan_iter("*:8:*:0"), None), "a frame of rank 0")
