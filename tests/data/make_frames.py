@@ -1,6 +1,6 @@
 """Make the golden frames of format version 1: run once, by hand, when the format gets a version.
 
-    python -m tests.data.make_frames
+python -m tests.data.make_frames
 """
 
 from pathlib import Path
