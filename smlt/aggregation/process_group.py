@@ -61,6 +61,13 @@ class SmltProcessGroup(distributed.ProcessGroup):
     def getBackendName(self) -> str:
         return "smlt"
 
+    def getGroupName(self) -> str:
+        return self._registered_name
+
+    @property
+    def group_name(self) -> str:
+        return self._registered_name
+
     def size(self) -> int:
         return self._group_size
 

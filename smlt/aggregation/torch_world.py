@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import sys
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -40,9 +41,11 @@ _OPEN: dict[World, ParameterStoreStore] = {}
 
 @atexit.register
 def _close_all() -> None:
-    """Leave what the script did not destroy, lest the next run wait for a lease to run out."""
+    """Leave what the script did not destroy, lest the others wait for a lease to run out."""
+    # What ended the interpreter, if it was an exception.
+    error: BaseException | None = getattr(sys, "last_value", None)
     for world in list(_OPEN):
-        world.close()
+        world.close(error)
 
 
 class World:
@@ -89,11 +92,12 @@ class World:
             resources.callback(replaying.cancel)
             self._resources = resources.pop_all()
 
-    def close(self) -> None:
-        """Leave the job. Idempotent."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Leave the job; because of an error, which ends it for all ranks. Idempotent."""
         resources, self._resources = self._resources, contextlib.AsyncExitStack()
         if self.thread.runs:
-            self.thread.call(resources.aclose())
+            kind = None if error is None else type(error)
+            self.thread.call(resources.__aexit__(kind, error, None))
         self.thread.__exit__(None, None, None)
         _OPEN.pop(self, None)
 
