@@ -23,10 +23,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
+import numpy as np  # noqa: E402
 
-from benchmarks.tuner_peers import OPTIMIZERS, installed, regrets
-from benchmarks.tuner_surfaces import Surface, make_surfaces, read_curve
+from benchmarks.tuner_peers import OPTIMIZERS, installed, regrets  # noqa: E402
+from benchmarks.tuner_surfaces import Surface, make_surfaces, read_curve  # noqa: E402
 
 AFTER = (4, 5, 8, 12)
 SURFACE_NOISE = 0.05
@@ -47,7 +47,9 @@ def compare(surfaces: list[Surface], names: list[str], seeds: int, noise: float)
         ]
         at = 100 * np.array(runs)[:, np.array(AFTER) - 1]
         table[name] = {
-            "mean_regret_percent": dict(zip(map(str, AFTER), at.mean(axis=0).tolist(), strict=True)),
+            "mean_regret_percent": dict(
+                zip(map(str, AFTER), at.mean(axis=0).tolist(), strict=True)
+            ),
             "largest_percent": dict(zip(map(str, AFTER), at.max(axis=0).tolist(), strict=True)),
             "cpu_s_per_run": (time.process_time() - start) / seeds,
         }
@@ -80,9 +82,7 @@ def main() -> None:
         parser.error(f"--only knows {', '.join(OPTIMIZERS)}, not {', '.join(sorted(unknown))}")
     count = arguments.seeds if arguments.surface_seeds is None else arguments.surface_seeds
     curve = compare([read_curve(arguments.curve)], names, arguments.seeds, arguments.noise)
-    surfaces = (
-        compare(make_surfaces(0, count), names, count, SURFACE_NOISE) if count else {}
-    )
+    surfaces = compare(make_surfaces(0, count), names, count, SURFACE_NOISE) if count else {}
     if arguments.json:
         result = {
             "curve": str(arguments.curve),

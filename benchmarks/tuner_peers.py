@@ -96,7 +96,7 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
 
 
 def _priors(surface: Surface) -> dict[str, PerformancePrior]:
-    """The performance model, for the time of a step and what it costs; fitted as the search goes."""
+    """The performance model, for the time of a step and for its cost, fitted as it goes."""
     grid = surface.grid
     if surface.metric is None:
         return {OBJECTIVE: PerformancePrior(grid, lambda plan: Setting(workers=plan["workers"]))}
@@ -184,7 +184,8 @@ def _bayes_opt(experiment: Experiment, evaluations: int) -> None:
     for number in range(evaluations):
         random_first = number < max(3, len(grid.dimensions) + 1)
         point = (
-            optimizer.space.array_to_params(np.ravel(first())) if random_first
+            optimizer.space.array_to_params(np.ravel(first()))
+            if random_first
             else optimizer.suggest()
         )
         levels = [int(point[d.name]) for d in grid.dimensions]
@@ -192,7 +193,9 @@ def _bayes_opt(experiment: Experiment, evaluations: int) -> None:
 
 
 def _index(grid, levels) -> int:
-    return grid.index({d.name: d.values[int(i)] for d, i in zip(grid.dimensions, levels, strict=True)})
+    return grid.index(
+        {d.name: d.values[int(i)] for d, i in zip(grid.dimensions, levels, strict=True)}
+    )
 
 
 OPTIMIZERS: dict[str, tuple[str, Callable[[Experiment, int], None]]] = {

@@ -52,9 +52,7 @@ def read_curve(path: Path) -> Surface:
     first = int(curve["first_workers"])
     grid = SearchGrid([Dimension("workers", tuple(range(first, first + len(utility))))])
     objective = 1 / utility if utility.min() > 0 else utility.max() - utility
-    return Surface(
-        path.stem, grid, objective, None, None, np.zeros(len(utility), bool)
-    )
+    return Surface(path.stem, grid, objective, None, None, np.zeros(len(utility), bool))
 
 
 def make_surfaces(seed: int, count: int) -> list[Surface]:
@@ -69,7 +67,10 @@ def _surface(rng: np.random.Generator, index: int) -> Surface:
     step = _step_s(rng)(workers, memory)
     time = STEPS * step
     cost = np.array(
-        [lambda_cost(1000 * t * n, m, int(n)) for t, n, m in zip(time, workers, memory, strict=True)]
+        [
+            lambda_cost(1000 * t * n, m, int(n))
+            for t, n, m in zip(time, workers, memory, strict=True)
+        ]
     )
     fails = memory < rng.uniform(500, 1500) + rng.uniform(1000, 8000) / workers
     objective, metric, name = (cost, time, "cost") if index % 2 == 0 else (time, cost, "time")

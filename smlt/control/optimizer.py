@@ -1,9 +1,8 @@
-"""Choose the next plan to try: constrained Bayesian optimisation over a discrete grid, ask and tell.
+"""Choose the next plan to try: Bayesian optimisation with constraints over a grid, ask and tell.
 
 The acquisition function is expected improvement times the probability of meeting every limit
-(Gardner et al. 2014) and of running at all, computed for the whole grid. Under noise it improves on
-the best posterior mean and is discounted where a measurement would teach little (augmented
-expected improvement, Huang et al. 2006).
+(Gardner et al. 2014) and of running at all, computed for the whole grid. Under noise, and without
+limits, it is the knowledge gradient: a measurement may also teach that another plan is better.
 """
 
 from __future__ import annotations
@@ -13,32 +12,36 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
+from smlt.control.acquisition import expected_improvement, knowledge_gradient
 from smlt.control.feasibility import Feasibility
 from smlt.control.search_grid import Array, Plan, SearchGrid, Value
-from smlt.control.surrogate import Posterior, Surrogate
+from smlt.control.surrogate import Indices, Posterior, PriorErrors, Surrogate
 
 OBJECTIVE = "objective"
-PRIOR_TRUST = 0.1  # a prior mean is taken to be right within a tenth, unless data say otherwise
+PRIOR_TRUST = (
+    0.03  # a prior mean is right within this, apart from its own modes, unless data say otherwise
+)
+LOOKED_AT = 128  # plans, for the knowledge gradient: it takes every pair of them
 CONFIDENCE = 0.8  # that a plan meets the limits, for it to be taken as a solution
 
 
 class PriorMean(Protocol):
     """What a model expects of every plan, given what was measured."""
 
-    def __call__(self, at: NDArray[np.intp], values: Array) -> tuple[Array, Array]:
-        """Return the expected values, in the unit of the measured ones, and how unsure they are.
+    def __call__(self, at: Indices, values: Array) -> tuple[Array, Array]:
+        """Return the expected values, in the unit of the measured ones, and modes of their error.
 
-        Both have the shape (plans,). The latter is a standard deviation, as a fraction of the
-        value (without `log`: in its unit).
+        The values have the shape (plans,). The modes, shape (plans, modes), say how a change of one
+        of the model's parameters, by its standard deviation before anything was measured, changes
+        the logarithms of the values (without `log`: the values).
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The best plan that has been measured."""
+    """The best plan of those measured; under noise and without limits, of all that surely run."""
 
     plan: Plan
     objective: float
@@ -129,7 +132,13 @@ class Optimizer:
             ValueError: the plan is not on the grid, a limited quantity is missing, or a value is
                 not finite, or not positive.
         """
-        values = {OBJECTIVE: objective, **{name: (metrics or {})[name] for name in self._limits}}
+        metrics = metrics or {}
+        missing = [name for name in self._limits if name not in metrics]
+        if missing:
+            raise ValueError(
+                f"{', '.join(missing)} is missing: it is limited, so it has to be told"
+            )
+        values = {OBJECTIVE: objective, **{name: metrics[name] for name in self._limits}}
         for name, value in values.items():
             if not np.isfinite(value) or (self._log and value <= 0):
                 raise ValueError(f"the {name} of {dict(plan)} is {value}: it has to be positive")
@@ -168,7 +177,7 @@ class Optimizer:
         return self._grid.plan(int(acquisition.argmax()))
 
     def recommend(self) -> Recommendation:
-        """Return the best plan measured so far, or the one nearest to the limits if none meets them.
+        """Return the best plan so far, or the one nearest to the limits if none meets them.
 
         Raises:
             ValueError: nothing has been measured.
@@ -209,35 +218,47 @@ class Optimizer:
         # Nothing to improve on yet: look for a plan that meets the limits, and where none has a
         # chance that could be told from zero, for the least excess.
         hopeless = 1e-9 / (1 + outlook.excess)
-        score = outlook.runs * (outlook.meets_limits + hopeless)
+        score: Array = outlook.runs * (outlook.meets_limits + hopeless)
         score[[o.index for o in self._observations]] = 0.0
-        result: Array = score
-        return result
+        return score
 
     def _improvement(self) -> Array:
-        """Expected improvement by each plan, weighted by its probability of being a solution."""
-        outlook = self._current()
-        posterior = outlook.objective
-        gap = posterior.mean[self._best()] - posterior.means
-        standard = gap / posterior.deviations
-        density = np.exp(-0.5 * standard**2) / np.sqrt(2 * np.pi)
-        improvement = posterior.weights @ (gap * ndtr(standard) + posterior.deviations * density)
-        improvement = np.maximum(improvement, 0.0) * outlook.meets_limits * outlook.runs
-        noise = self._noise()
-        if noise is not None and noise.any():
-            typical = float(noise.mean())
-            improvement *= 1 - typical / np.hypot(typical, posterior.deviation)
-        improvement[[o.index for o in self._observations if o.noise == 0]] = 0.0
-        result: Array = improvement
-        return result
+        """How much each plan promises, times its chance to be a solution at all."""
+        outlook, noise = self._current(), self._typical_noise()
+        chances = outlook.meets_limits * outlook.runs
+        score = chances * expected_improvement(outlook.objective, self._best(), noise)
+        if noise and not self._limits:
+            likely = np.argsort(-score, kind="stable")[:LOOKED_AT]
+            solutions = self._solutions()
+            lowest = np.argsort(outlook.objective.mean[solutions], kind="stable")[:LOOKED_AT]
+            gain = knowledge_gradient(outlook.objective, likely, solutions[lowest], noise)
+            score = np.zeros_like(score)
+            score[likely] = gain * chances[likely]
+        score[[o.index for o in self._observations if o.noise == 0]] = 0.0
+        return score
 
     def _best(self) -> int:
+        """The plan to recommend: the best solution, or what is nearest to being one."""
         outlook = self._current()
+        solutions = self._solutions()
+        if len(solutions):
+            return int(solutions[outlook.objective.mean[solutions].argmin()])
         measured = sorted({o.index for o in self._observations})
-        good = [i for i in measured if outlook.meets_limits[i] >= CONFIDENCE]
-        if good:
-            return min(good, key=lambda i: outlook.objective.mean[i])
         return max(measured, key=lambda i: (outlook.meets_limits[i], -outlook.excess[i]))
+
+    def _solutions(self) -> Indices:
+        """Plans that may be recommended.
+
+        Those that were measured. Where noise blurs them and there is no limit to break, any plan
+        that is sure to run may be better than the luckiest measurement.
+        """
+        outlook = self._current()
+        sure = (outlook.meets_limits >= CONFIDENCE) & (outlook.runs >= 1)
+        if self._limits or self._typical_noise() == 0:
+            measured = np.zeros(len(sure), dtype=bool)
+            measured[[o.index for o in self._observations]] = True
+            sure &= measured
+        return np.flatnonzero(sure)
 
     def _current(self) -> _Outlook:
         if not self._observations:
@@ -261,20 +282,27 @@ class Optimizer:
         prior = self._priors.get(name)
         if prior is None:
             return self._surrogate.posterior(at, self._scale(values), self._noise())
-        mean, deviation = prior(at, values)
+        mean, modes = prior(at, values)
         expected = self._scale(mean)
         error = self._scale(values) - expected[at]
-        scale = max(PRIOR_TRUST, float(np.sqrt(np.mean(error**2))))
-        posterior = self._surrogate.posterior(at, error, self._noise(), scale)
-        return posterior._replace(
-            means=posterior.means + expected, deviations=np.hypot(posterior.deviations, deviation)
-        )
+        known = PriorErrors(max(PRIOR_TRUST, float(np.sqrt(np.mean(error**2)))), modes)
+        posterior = self._surrogate.posterior(at, error, self._noise(), known)
+        return posterior._replace(means=posterior.means + expected)
 
     def _noise(self) -> Array | None:
         """Standard deviations of the scaled observations; None if one of them is unknown."""
         noise = [o.noise for o in self._observations]
         known = [n for n in noise if n is not None]
         return np.array(known) if len(known) == len(noise) else None
+
+    def _typical_noise(self) -> float:
+        """Root mean square of the noise told; where it is not known, of the residuals."""
+        noise = self._noise()
+        if noise is None:
+            at = [o.index for o in self._observations]
+            values = self._scale(np.array([o.values[OBJECTIVE] for o in self._observations]))
+            noise = np.maximum(np.abs(values - self._current().objective.mean[at]), 1e-6)
+        return float(np.sqrt(np.mean(noise**2)))
 
     def _scale(self, values: Array) -> Array:
         return np.log(values) if self._log else values

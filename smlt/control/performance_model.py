@@ -31,6 +31,7 @@ LINK_BYTES_PER_S = 70e6  # of one function each way, as third parties measured i
 COMPUTE_NOISE = 0.03  # relative spread of a mean over some steps
 COMMUNICATION_NOISE = 0.05
 NOISE_WEIGHT = 4.0  # the noise above counts as much as that many measurements
+UNKNOWN = 5.0  # a logarithm that may be off by this much is not known at all
 UNMEASURED_COMMUNICATION = 0.25  # of a step, when nothing at all is known about it
 
 # Parameters, as multiples of a scale taken from the data, with the spread of their priors.
@@ -112,7 +113,7 @@ class StepPrediction(NamedTuple):
     compute_s: Array
     communication_s: Array
     log_sd: Array
-    """Standard deviation of the logarithm of step_s, for a prior mean's uncertainty."""
+    """Standard deviation of the logarithm of step_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +133,18 @@ class PerformanceModel:
         step = compute + communication
         gradient = self._log_gradient(features)
         variance = np.einsum("ij,jk,ik->i", gradient, self.covariance, gradient)
-        log_sd = np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
+        log_sd = np.sqrt(np.clip(variance, 0.0, UNKNOWN**2) + self.noise**2)
         factor = np.exp(NormalDist().inv_cdf((1 + confidence) / 2) * log_sd)
         return StepPrediction(step, step / factor, step * factor, compute, communication, log_sd)
+
+    def sensitivities(self, settings: Sequence[Setting]) -> Array:
+        """How each parameter, moved by the spread of its prior, changes the log of a step's time.
+
+        Shape (settings, parameters). Together they span the errors to be expected of the model.
+        """
+        features = _Features.of(settings, self.scales.granularity)
+        sensitivities: Array = self._log_gradient(features) * np.minimum(_PRIOR_SD, 1.0)
+        return sensitivities
 
     def _parts(self, features: _Features, parameters: Array) -> tuple[Array, Array]:
         return _parts(features, self.scales, parameters)

@@ -36,7 +36,7 @@ class PerformancePrior:
         self._granularity = granularity
 
     def __call__(self, at: NDArray[np.intp], values: Array) -> tuple[Array, Array]:
-        """Return the expected value of every plan, and its relative standard deviation."""
+        """Return the expected value of every plan, and the modes of its error; see PriorMean."""
         steps = values / self._factors[at]
         model = fit_performance(
             [
@@ -45,7 +45,5 @@ class PerformancePrior:
             ],
             self._granularity,
         )
-        prediction = model.predict(self._settings)
-        # A measurement's own noise is no doubt about the mean.
-        doubt = np.sqrt(np.maximum(prediction.log_sd**2 - model.noise**2, 0.0))
-        return prediction.step_s * self._factors, doubt
+        expected = model.predict(self._settings).step_s * self._factors
+        return expected, model.sensitivities(self._settings)

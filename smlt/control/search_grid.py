@@ -36,7 +36,8 @@ class Dimension:
     @property
     def numbers(self) -> Array:
         """The values, where they are numbers; else their places."""
-        return np.array(self.values if self.is_ordered else range(len(self.values)), np.float64)
+        values = self.values if self.is_ordered else range(len(self.values))
+        return np.array([float(value) for value in values])
 
     def positions(self, warp: float) -> Array:
         """Place the values between 0 and 1; shape (values, 1), or one column per name.
@@ -45,12 +46,14 @@ class Dimension:
         logarithm and keep their own scale.
         """
         if not self.is_ordered:
-            return np.eye(len(self.values)) / np.sqrt(2)
+            corners: Array = np.eye(len(self.values)) / np.sqrt(2)
+            return corners
         numbers = self.numbers
         if warp != 1 and numbers[0] > 0:
             numbers = np.log(numbers) if warp == 0 else numbers**warp
         span = numbers[-1] - numbers[0]
-        return ((numbers - numbers[0]) / (span or 1.0))[:, None]
+        places: Array = ((numbers - numbers[0]) / (span or 1.0))[:, None]
+        return places
 
 
 class SearchGrid:

@@ -9,6 +9,7 @@ them is whether a number acts as itself, by its root or by its logarithm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +30,8 @@ class Posterior(NamedTuple):
     """Shape (components, plans)."""
     deviations: Array
     """Shape (components, plans), positive."""
+    covariance: Callable[[Indices, Indices, Indices], Array]
+    """Of plans with plans, by some of the components: shape (components, left, right)."""
 
     @property
     def mean(self) -> Array:
@@ -41,11 +44,20 @@ class Posterior(NamedTuple):
         return deviation
 
 
+class PriorErrors(NamedTuple):
+    """What is known beforehand of the errors of a prior mean."""
+
+    scale: float
+    """How far they typically are from 0, apart from what the modes explain."""
+    modes: Array
+    """Shape (plans, modes): errors that come together, each as large as one standard deviation."""
+
+
 class Surrogate(Protocol):
     """A probabilistic model of a function on a grid."""
 
     def posterior(
-        self, at: Indices, values: Array, noise: Array | None, scale: float | None = None
+        self, at: Indices, values: Array, noise: Array | None, prior: PriorErrors | None = None
     ) -> Posterior:
         """Condition on observations.
 
@@ -53,8 +65,8 @@ class Surrogate(Protocol):
             at: plans that were measured, by their number on the grid; may repeat.
             values: what was measured, in any unit.
             noise: standard deviation of each value, same unit; None where it has to be learnt.
-            scale: how far the values, being errors of a prior mean, typically depart from 0;
-                without it they are centred, their own spread is taken, and a trend expected.
+            prior: given where the values are errors of a prior mean; without it they are centred,
+                their own spread is taken, and a trend expected.
         """
 
 
@@ -77,17 +89,18 @@ class SampledGaussianProcess:
         self._plans = np.arange(len(grid))
 
     def posterior(
-        self, at: Indices, values: Array, noise: Array | None, scale: float | None = None
+        self, at: Indices, values: Array, noise: Array | None, prior: PriorErrors | None = None
     ) -> Posterior:
         """Condition on observations; see `Surrogate.posterior`."""
-        center = float(np.mean(values)) if scale is None else 0.0
-        spread = float(np.std(values)) if scale is None else scale
+        center = float(np.mean(values)) if prior is None else 0.0
+        spread = float(np.std(values)) if prior is None else prior.scale
         spread = max(spread, 1e-9 * (1 + abs(center)))
         targets = (values - center) / spread
-        # A prior mean has accounted for the trend already.
-        trends = self._trends if scale is None else np.zeros(self.SAMPLES)
         everything = np.arange(self.SAMPLES)
-        covariance = self._kernel(everything, trends, at, at)
+        # A prior mean has accounted for the trend already.
+        trends = self._trends if prior is None else np.zeros(self.SAMPLES)
+        modes = np.zeros((len(self._plans), 0)) if prior is None else prior.modes / spread
+        covariance = self._kernel(everything, trends, at, at) + modes[at] @ modes[at].T
         variance = np.broadcast_to(
             self._noises[:, None] if noise is None else noise / spread, covariance.shape[:2]
         )
@@ -101,19 +114,25 @@ class SampledGaussianProcess:
         ).sum(axis=1)
         kept = np.argsort(-likelihood, kind="stable")[: self.KEPT]
         weights = np.exp(likelihood[kept] - likelihood[kept[0]])
-        means, deviations = self._predict(kept, trends, at, factors[kept], solved[kept])
-        return Posterior(weights / weights.sum(), center + spread * means, spread * deviations)
+        across = self._kernel(kept, trends, at, self._plans) + modes[at] @ modes.T
+        variances = self._prior_variance(kept, trends) + (modes**2).sum(axis=1)
+        across = np.linalg.solve(factors[kept], across)
+        means = np.einsum("snq,sn->sq", across, solved[kept, :, 0])
+        deviations = np.sqrt(np.maximum(variances - (across**2).sum(axis=1), 1e-12))
 
-    def _predict(
-        self, samples: Indices, trends: Array, at: Indices, factors: Array, solved: Array
-    ) -> tuple[Array, Array]:
-        across = np.linalg.solve(factors, self._kernel(samples, trends, at, self._plans))
-        means = np.einsum("snq,sn->sq", across, solved[..., 0])
-        variances = self._prior_variance(samples, trends) - (across**2).sum(axis=1)
-        return means, np.sqrt(np.maximum(variances, 1e-12))
+        def covariance_of(components: Indices, left: Indices, right: Indices) -> Array:
+            prior_part = self._kernel(kept[components], trends, left, right)
+            prior_part += modes[left] @ modes[right].T
+            known = np.swapaxes(across[components][:, :, left], 1, 2)
+            block: Array = prior_part - known @ across[components][:, :, right]
+            return spread**2 * block
+
+        return Posterior(
+            weights / weights.sum(), center + spread * means, spread * deviations, covariance_of
+        )
 
     def _kernel(self, samples: Indices, trends: Array, left: Indices, right: Indices) -> Array:
-        squares, trend = 0.0, 1.0
+        squares, trend = np.zeros(1), np.ones(1)
         strength = trends[samples, None, None] ** 2
         for size, positions in enumerate(self._positions):
             place = positions[self._warps[samples, size]]
