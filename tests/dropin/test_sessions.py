@@ -40,6 +40,9 @@ with Aggregator(
         print(step, grads[0], flush=True)
 """
 
+# Leases of a second and limits of one do not suit a machine that does other things meanwhile.
+pytestmark = pytest.mark.slow
+
 
 class Process:
     """A rank in a process of its own, stopped at the test's end."""

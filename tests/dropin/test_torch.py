@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Eight worlds of processes that import torch: more than a minute.
+pytestmark = pytest.mark.slow
+
 PROGRAMS = Path(__file__).with_name("programs.py")
 
 
@@ -121,7 +124,7 @@ for step in range(100):
     net(torch.ones(2, 4)).sum().backward()
 """,
     )
-    url = f"smlt+{valkey.url}?job={job}&lease_s=1"
+    url = f"smlt+{valkey.url}?job={job}&lease_s=3"
     processes = [start(path, url, rank) for rank in range(2)]
     try:
         errors = [process.communicate(timeout=60)[1] for process in processes]
