@@ -9,6 +9,7 @@ from pathlib import Path
 from smlt.control.progress import Progress, Summary
 from smlt.control.run_folder import RunFolder
 from smlt.control.task_scheduler import Outcome
+from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.state_digest import weights_digest
@@ -30,12 +31,17 @@ async def summarise(
         digest = weights_digest(unpack_weights(model.read_bytes(), str(model)))
     newest = outcome.newest
     manifest = newest and objects.local_path(job.manifest(newest.generation, newest.step))
+    steps = progress.step
+    if newest is not None:
+        # What is kept counts: a rank may have saved a step that no report tells of.
+        kept = await checkpoint.read_manifest(objects, progress.job_id, newest)
+        steps = max(steps, kept.info.get("trained", 0))
     return Summary(
         job_id=progress.job_id,
         state=outcome.status,
         metrics={**loss, **progress.metrics, **progress.evaluation},
-        steps=progress.step,
-        epochs=progress.epoch + 1 if progress.step else 0,
+        steps=steps,
+        epochs=progress.epoch + 1 if steps else 0,
         seconds=progress.elapsed_s,
         billed_gb_s=progress.billed_gb_s,
         cost_usd=progress.cost_usd,
