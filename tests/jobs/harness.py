@@ -223,7 +223,10 @@ class Place:
         """Every unix socket bound below the place."""
         lines = Path("/proc/net/unix").read_text().splitlines()
         bound = [line for line in lines if str(self.path) in line]
-        return bound + [str(path) for path in self.path.rglob("*") if path.is_socket()]
+        # Folders vanish under the walk while a cloud clears up after itself.
+        walk = os.walk(self.path, onerror=lambda _: None)
+        paths = (Path(top) / name for top, _, names in walk for name in names)
+        return bound + [str(path) for path in paths if path.is_socket()]
 
     def left(self) -> list[str]:
         return [*self.processes().values(), *self.sockets()]
