@@ -213,10 +213,10 @@ class Place:
             try:
                 words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
                 text = words.decode(errors="replace") + os.readlink(entry / "cwd")
+                if str(self.path) in text:
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
-            if str(self.path) in text:
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         return found
 
     def sockets(self) -> list[str]:
