@@ -35,7 +35,7 @@ test-slow: $(VENV)/.smlt-core
 
 # The kernels' tests once more on their NumPy twins, and on a build that checks every index.
 test-twins: $(VENV)/.smlt-core
-	SMLT_PURE_PYTHON=1 $(BIN)/python -m pytest -m "not slow" tests/core tests/aggregation
+	SMLT_PURE_PYTHON=1 $(BIN)/python -m pytest -m "not slow" tests/core
 
 test-checked: $(VENV)/.smlt-core
 	SMLT_DEBUG_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
