@@ -7,7 +7,9 @@ points as ours.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable
 
@@ -22,6 +24,16 @@ from smlt.control.skopt_surrogate import SkoptGaussianProcess
 from smlt.control.surrogate import SampledGaussianProcess
 
 PENALTY = 1.0  # on a logarithmic objective: 2.7 times as bad as the worst seen
+
+
+def surface_value(surface: Surface, objective: float) -> float:
+    """What a peer is to minimise: of a curve its utility, negated; of a surface the logarithm.
+
+    Each is the form in which the peers do better.
+    """
+    if surface.metric is None:
+        return -surface.utility(objective)
+    return float(np.log(objective))
 
 
 class Experiment:
@@ -52,7 +64,7 @@ class Experiment:
         if outcome is None:
             value = worst + PENALTY
         else:
-            value = float(np.log(outcome[0] + 1e-12))
+            value = surface_value(self.surface, outcome[0])
             if outcome[1] is not None and outcome[1] > self.surface.limit:
                 value = max(value, worst) + PENALTY
             else:
@@ -80,6 +92,7 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
         optimizer = Optimizer(
             grid, surrogate(grid), experiment.rng, limits=limits, priors=priors, log=log
         )
+        ran = False
         for _ in range(evaluations):
             plan = optimizer.ask()
             index = grid.index(plan)
@@ -89,7 +102,7 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
             else:
                 metrics = {} if outcome[1] is None else {"limit": outcome[1]}
                 optimizer.tell(plan, outcome[0], metrics, noise=experiment.noise)
-            ran = outcome is not None or len(experiment.chosen) > 0
+            ran = ran or outcome is not None
             experiment.choose(grid.index(optimizer.recommend().plan) if ran else index)
 
     return run
@@ -156,7 +169,7 @@ def _optuna(experiment: Experiment, evaluations: int) -> None:
             trial.set_user_attr("c", (1.0,))
             experiment.choose(min(seen)[1] if seen else index)
             return max((v for v, _ in seen), default=0.0) + PENALTY
-        value = float(np.log(outcome[0] + 1e-12))
+        value = surface_value(surface, outcome[0])
         excess = 0.0 if outcome[1] is None else float(np.log(outcome[1] / surface.limit))
         trial.set_user_attr("c", (excess,))
         if excess <= 0:
@@ -216,7 +229,8 @@ def installed(name: str) -> bool:
 def regrets(name: str, surface: Surface, noise: float, seed: int, evaluations: int) -> list[float]:
     """Run an optimiser; return its regret after each evaluation, as fractions."""
     experiment = Experiment(surface, noise, seed)
-    with warnings.catch_warnings():
+    # bayesian-optimization reports repeats on the standard output.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         OPTIMIZERS[name][1](experiment, evaluations)
     return experiment.regrets()

@@ -29,6 +29,11 @@ class Surface:
     fails: np.ndarray
     """Plans that run out of memory."""
 
+    def utility(self, objective: float) -> float:
+        """The utility that an objective stands for, 1 being the best of this surface."""
+        best = float(self.objective.min())
+        return best / objective if best > 0 else 1 - objective / float(self.objective.max())
+
     @property
     def feasible(self) -> np.ndarray:
         meets = np.ones(len(self.grid), bool) if self.metric is None else self.metric <= self.limit
