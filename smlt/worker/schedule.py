@@ -51,6 +51,8 @@ class Schedule:
         per_epoch = self.steps_per_epoch + self.evaluates
         epoch, batch = divmod(step, per_epoch)
         trained = epoch * self.steps_per_epoch + min(batch, self.steps_per_epoch)
+        if self.training_steps is not None:
+            trained = min(trained, self.training_steps)  # the last evaluation trains nothing
         total = self.total
         last = total is not None and step == total - 1
         evaluation = self.evaluates and (batch == self.steps_per_epoch or last)
