@@ -33,9 +33,16 @@ class ValkeyStore:
     """
 
     def __init__(
-        self, address: ServerAddress, *, time_limit_s: float, connections: int = CONNECTIONS
+        self,
+        address: ServerAddress,
+        *,
+        time_limit_s: float,
+        connections: int = CONNECTIONS,
+        dial: Callable[..., Awaitable[Connection]] = connect,
     ) -> None:
+        """Store where the server is; ``dial`` opens connections as ``resp_links.connect`` does."""
         self._address = address
+        self._dial = dial
         self._patience = ServerPatience(address.masked, time_limit_s)
         self._silence_s = self._patience.silence_s
         self._data = ConnectionPool(self._connect, connections)
@@ -165,7 +172,7 @@ class ValkeyStore:
         await self._control.close()
 
     async def _connect(self) -> Connection:
-        return await connect(self._address, silence_s=self._silence_s)
+        return await self._dial(self._address, silence_s=self._silence_s)
 
     async def _exchange(
         self,

@@ -61,6 +61,7 @@ class Generation:
         deadline: float,
         on_abort: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        nonce: Callable[[], str] = secrets.token_hex,
     ) -> None:
         self.task = task
         self.store = store
@@ -77,7 +78,8 @@ class Generation:
         self.aborted: Failure | None = None
         self._news = asyncio.Event()
         self._on_abort = on_abort
-        self._request_id = request_id
+        # Two deliveries of one event carry one request id; the nonce tells them apart.
+        self._claim = f"{request_id}/{nonce()}".encode()
         self._deadline = deadline
         self._stop = StepFlag(0)
         self._client_seen = clock()
@@ -99,17 +101,15 @@ class Generation:
             StoreError: the parameter store is not there, or not this generation's.
         """
         await self.store.check(self.keys.marker)
-        # Two deliveries of one event carry one request id; the nonce tells them apart.
-        claim = f"{self._request_id}/{secrets.token_hex(8)}".encode()
         stands = await self.store.first(
             self.keys.claim(self.task.rank),
-            claim,
+            self._claim,
             guard=self.keys.marker,
             ttl_s=self.ttl_s,
             stream=self.keys.control,
             fields={"event": b"claimed", "rank": b"%d" % self.task.rank},
         )
-        if stands != claim:
+        if stands != self._claim:
             return None  # another delivery of the same event came first
         await self._renew()
         after = {self.keys.control: "0-0"}

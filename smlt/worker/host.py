@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,3 +29,6 @@ class Host:
     open_store: Callable[..., ParameterStore]
     watchdog: Watchdog
     memory: WarmMemory
+    clock: Callable[[], float] = time.monotonic
+    nonce: Callable[[], str] = secrets.token_hex
+    """A word that no other invocation has."""

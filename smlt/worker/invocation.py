@@ -68,6 +68,8 @@ class Invocation:
                 on_abort=lambda: self._host.watchdog.bite_within(
                     limits.save_s, "the limit for saving"
                 ),
+                clock=self._host.clock,
+                nonce=self._host.nonce,
             )
             roster = await generation.join()
             if roster is None:
@@ -130,6 +132,7 @@ class Invocation:
             world_size=roster.world_size,
             ttl_s=generation.ttl_s,
             limit_s=generation.limits.step_s,
+            clock=generation.clock,
         )
 
         async def keep_best() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -80,7 +79,7 @@ class Trainer:
         )
         self._buffer.partition(self._plan)
         self._records: list[dict[str, Any]] = []
-        self._reported = self._saved = time.monotonic()
+        self._reported = self._saved = self._generation.clock()
 
     async def run(self, step: int) -> StepFlag:
         """Take steps from ``step`` on until all ranks agree to stop; return why.
@@ -119,14 +118,14 @@ class Trainer:
             self.step += 1
             await self._report(at_once=slot.evaluation)
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
-                self._saved = time.monotonic()
+                self._saved = self._generation.clock()
                 await self._save()
         return agreed
 
     async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
-        started = time.perf_counter()
+        started = self._generation.clock()
         count = self._samples.count(slot.batch)
         metrics: Metrics = {}
         absent: frozenset[str] = frozenset()
@@ -152,7 +151,7 @@ class Trainer:
             metrics.update(self._own_metrics(slot, contribution, count))
             self._buffer.finish(reduction.ready)
             reduction.ready(self._plan.shards - 1)
-            computed = time.perf_counter()
+            computed = self._generation.clock()
             result = await reducing
         finally:
             reducing.cancel()
@@ -162,7 +161,7 @@ class Trainer:
         await self._compute(self._task.apply, self._buffer.views, present)
         self.is_whole = True
         result.spans["compute"] = computed - started
-        self._record(slot, result, time.perf_counter() - started)
+        self._record(slot, result, self._generation.clock() - started)
         return StepFlag(result.flags)
 
     async def _gradients(self, reduction: AllReduce) -> Contribution:
@@ -237,7 +236,7 @@ class Trainer:
         return self._collective.members.rank == 0
 
     def _checkpoint_due(self) -> StepFlag:
-        due = self._is_reporter and time.monotonic() - self._saved > self._spec.checkpoint_s
+        due = self._is_reporter and self._generation.clock() - self._saved > self._spec.checkpoint_s
         return StepFlag.CHECKPOINT if due else StepFlag(0)
 
     def _record(self, slot: Slot, result: StepResult, seconds: float) -> None:
@@ -255,7 +254,7 @@ class Trainer:
             self._records.append(record.to_dict())
 
     async def _report(self, *, at_once: bool) -> None:
-        now = time.monotonic()
+        now = self._generation.clock()
         if not self._records or not (at_once or now - self._reported > _REPORT_S):
             return
         records, self._records, self._reported = self._records, [], now
