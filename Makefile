@@ -6,6 +6,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Many tests wait for processes that they have started, so more run at once than there are cores.
+TEST_PROCESSES ?= 3
+PYTEST := $(BIN)/python -m pytest
+TOGETHER := --numprocesses $(TEST_PROCESSES) --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --editable
 CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
 
@@ -28,18 +32,18 @@ check: $(VENV)/.smlt-core
 		smlt._core.shard_reduce smlt._core.codec
 
 test: $(VENV)/.smlt-core
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow" $(TOGETHER)
 
 test-slow: $(VENV)/.smlt-core
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(PYTEST) -m slow --timeout 1800
 
 # The kernels' tests once more on their NumPy twins, and on a build that checks every index.
 test-twins: $(VENV)/.smlt-core
-	SMLT_PURE_PYTHON=1 $(BIN)/python -m pytest -m "not slow" tests/core
+	SMLT_PURE_PYTHON=1 $(PYTEST) -m "not slow" $(TOGETHER) tests/core
 
 test-checked: $(VENV)/.smlt-core
 	SMLT_DEBUG_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
-	$(BIN)/python -m pytest -m "not slow" tests/core tests/fuzz; status=$$?; \
+	$(PYTEST) -m "not slow" $(TOGETHER) tests/core tests/fuzz; status=$$?; \
 		$(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
 bench: $(VENV)/.smlt-core
@@ -50,7 +54,7 @@ demo: $(VENV)/.smlt-demo
 	$(BIN)/smlt train examples/mnist/train.py:Mnist --workers 4 --epochs 6 --batch-size 64
 
 clean:
-	rm -rf build dist *.egg-info smlt/_core/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info smlt/_core/*.so smlt/_core/*.c .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.smlt-*
 
 # With the build's own needs in place, an editable install compiles once, and in place.

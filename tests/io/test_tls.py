@@ -52,8 +52,8 @@ def tls(certificate):
     return context
 
 
-def connect(host: str, port: int, options: str = "", *, scheme: str = "rediss"):
-    return open_parameter_store(f"{scheme}://{host}:{port}/0{options}", time_limit_s=1)
+def connect(host: str, port: int, options: str = "", *, scheme: str = "rediss", limit_s: float = 10):
+    return open_parameter_store(f"{scheme}://{host}:{port}/0{options}", time_limit_s=limit_s)
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -97,13 +97,13 @@ def test_tls_on_one_side_only_is_an_error(shared_server, tls):
     async def scenario():
         async with (
             Proxy(shared_server.path) as proxy,
-            connect("localhost", proxy.port) as store,
+            connect("localhost", proxy.port, limit_s=1) as store,
         ):
             with pytest.raises((ConfigError, StoreUnreachableError)):
                 await store.get("k")
         async with (
             Proxy(shared_server.path, tls=tls) as proxy,
-            connect("localhost", proxy.port, scheme="redis") as store,
+            connect("localhost", proxy.port, scheme="redis", limit_s=1) as store,
         ):
             with pytest.raises(StoreUnreachableError, match="closed the connection"):
                 await store.get("k")
