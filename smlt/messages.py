@@ -21,6 +21,7 @@ class StepFlag(enum.IntFlag):
     USER = 8  # stop: Ctrl-C, smlt stop
     BUDGET = 16  # stop
     ORPHANED = 32  # stop: no client has been seen for the orphan time-out
+    DEADLINE = 64  # stop
     CHECKPOINT = 256  # go on, and save a checkpoint meanwhile
 
     @property
@@ -97,6 +98,9 @@ class JobSpec(_Plain):
     steps: int | None = None
     until: str | None = None
     patience: int | None = None
+    deadline_s: float | None = None
+    """Seconds of the client's clock from the job's start; None: as long as it takes."""
+    budget_usd: float | None = None
     keep_best: str | None = None
     init_from: str | None = None
     """Key, in the object store, of safetensors weights to begin from."""

@@ -18,6 +18,7 @@ from smlt.control.invocations import Invocations
 from smlt.control.job import Job, new_job_id
 from smlt.control.job_settings import first_plan, function_environment, training_settings
 from smlt.control.lambda_client import Endpoint, LambdaService, lambda_client
+from smlt.control.prices import read_prices
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
@@ -75,6 +76,7 @@ class Session:
         params = parse_params(find_class(target.reference, target.root), config.params)
         data = artifact_manager.find_data(target, config.data)
         artifact_manager.check_weights(config.init_from)
+        read_prices(config.prices)
         run_dir = config.run_dir.resolve()
         skip = [run_dir] if data is None else [run_dir, data]
         package, code = artifact_manager.pack_code(target, skip)
@@ -140,7 +142,7 @@ class Session:
                 store=store,
                 cloud=place.cloud,
                 function=Function(name=name, version=version, memory_mb=plan.memory_mb),
-                invocations=Invocations(folder.logs),
+                invocations=Invocations(folder.logs, prices=read_prices(self._config.prices)),
                 feed=feed,
                 objects_url=objects.url,
                 parameters_url=place.parameters,

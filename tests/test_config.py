@@ -220,3 +220,43 @@ def test_patience_watches_the_best_metric_else_the_bound():
     assert both.watched == BestBy("loss", True)
     bound = TrainConfig(target="a.py:B", until="perplexity<9", patience=2)
     assert bound.watched == BestBy("perplexity", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h 30m", 5400), ("2d", 172_800)],
+)
+def test_a_deadline_is_a_duration(tmp_path, text, seconds):
+    assert load(tmp_path, deadline=text).deadline == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "30 minutes", "m", "-5m", "0", "nan"])
+def test_what_is_no_duration_is_refused(tmp_path, text):
+    assert refusal(tmp_path, deadline=text).startswith("--deadline is ")
+
+
+def test_a_budget_is_a_number_of_dollars_from_anywhere(tmp_path):
+    assert load(tmp_path, '[train]\nbudget = 2.5\ndeadline = "30m"\n').budget == 2.5
+    assert "give more than 0" in refusal(tmp_path, budget="-1")
+
+
+def test_a_job_with_a_goal_adapts_unless_told_otherwise(tmp_path):
+    assert not load(tmp_path).adapts
+    assert load(tmp_path, deadline="30m").adapts
+    assert load(tmp_path, budget="1").adapts
+    assert load(tmp_path, adapt=True).adapts
+    assert not load(tmp_path, budget="1", adapt=False).adapts
+    assert not load(tmp_path, budget="1", inline=True).adapts
+
+
+def test_an_adapting_job_cuts_its_data_finely_enough_to_grow(tmp_path):
+    assert load(tmp_path, budget="1", batch_size="100").streams == 64
+    assert load(tmp_path, budget="1", batch_size="4096").streams == 128
+    assert load(tmp_path, budget="1", batch_size="4096", max_workers="20").streams == 32
+    assert load(tmp_path, budget="1", max_workers="20").most_workers == 20
+    assert "begins with 4 workers" in refusal(tmp_path, budget="1", max_workers="2")
+    assert "at most 1,000 functions" in refusal(tmp_path, max_workers="2000", batch_size="4096")
+
+
+def test_prices_are_a_file(tmp_path):
+    assert "there is no such file" in refusal(tmp_path, prices=str(tmp_path / "none.toml"))

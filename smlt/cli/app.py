@@ -100,6 +100,25 @@ def _train(
     memory_mb: Annotated[
         Given, typer.Option(metavar="MB", help="Memory of each; 1769 buy one vCPU [1769].")
     ] = None,
+    deadline: Annotated[
+        Given, typer.Option(metavar="TIME", help="Be done within it, as in 30m; at least cost.")
+    ] = None,
+    budget: Annotated[
+        Given, typer.Option(metavar="USD", help="Cost no more, as in 2.50; be done soonest.")
+    ] = None,
+    adapt: Annotated[
+        Switch,
+        typer.Option(
+            "--adapt/--no-adapt",
+            help="Change workers and memory as is best [with --deadline or --budget].",
+        ),
+    ] = None,
+    max_workers: Annotated[
+        Given, typer.Option(metavar="N", help="The most when adapting [--virtual-workers].")
+    ] = None,
+    prices: Annotated[
+        Given, typer.Option(metavar="FILE", help="Your own rates, as in smlt/control/prices.toml.")
+    ] = None,
     epochs: Annotated[
         Given, typer.Option(metavar="N", help="[1, unless --steps or --until is given]")
     ] = None,

@@ -15,6 +15,14 @@ from smlt.errors import ConfigError
 
 CONFIG_FILE = "smlt.toml"
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])\s*")
+
+
+class Duration(float):
+    """Seconds; a user writes ``90``, ``30m`` or ``1h 30m``."""
+
+
 Layer = dict[str, tuple[Any, str]]
 """Values by name, not yet of their type, each with its source in words."""
 
@@ -133,6 +141,14 @@ def _number(value: Any) -> float:
     return number
 
 
+def _duration(value: Any) -> Duration:
+    text = value.strip() if isinstance(value, str) else ""
+    parts = _DURATION.findall(text)
+    if parts and _DURATION.sub("", text) == "":
+        return Duration(sum(float(amount) * _UNITS[unit] for amount, unit in parts))
+    return Duration(_number(value))
+
+
 def _switch(value: Any) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     word = str(value).lower()
@@ -162,6 +178,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 _READERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     int: (_whole, "a whole number"),
     float: (_number, "a number"),
+    Duration: (_duration, "a duration, as in 90s, 30m or 1h30m"),
     bool: (_switch, "true or false"),
     str: (_text, "a text"),
     Path: (_path, "a path"),

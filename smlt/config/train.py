@@ -13,6 +13,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from smlt.config.goals import BestBy, parse_best, parse_until
 from smlt.config.sources import (
     CONFIG_FILE,
+    Duration,
     flag,
     from_arguments,
     from_environment,
@@ -30,6 +31,16 @@ LARGEST_SHARD_MB = 512  # the largest value that Valkey stores under one key
 
 _TARGET = re.compile(r".+:[^:/\\]+")
 _SERVER = re.compile(r"(rediss?|unix)://.+")
+_COUNTS = (
+    "workers",
+    "max_workers",
+    "epochs",
+    "steps",
+    "batch_size",
+    "patience",
+    "virtual_workers",
+)
+_MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +82,28 @@ class TrainConfig:
     """URL of a running Valkey or Redis server; None starts one on this machine."""
     virtual_workers: int | None = None
     """Fixed partition of the data; None means ``streams``' own choice."""
+    deadline: Duration | None = None
+    """Seconds from the start within which the job is to be done; it is stopped then."""
+    budget: float | None = None
+    """US dollars that the job may cost; it is stopped before it crosses them."""
+    adapt: bool | None = None
+    """Let the job change workers and memory itself; by default if it has a deadline or budget."""
+    max_workers: int | None = None
+    """The most that an adapting job may use; None means as many as ``streams``."""
+    prices: Path | None = None
+    """A file whose rates go before those that come with the package."""
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Where each value came from, in words, for messages about it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(self.params))
-        for name in ("data", "init_from", "run_dir"):
+        for name in ("data", "init_from", "run_dir", "prices"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else Path(value))
         self._check_numbers()
         self._check_ends()
         self._check_split()
+        self._check_goals()
         self._check_task()
         if self.epochs is None and self.steps is None and self.until is None:
             object.__setattr__(self, "epochs", 1)
@@ -130,10 +152,30 @@ class TrainConfig:
 
     @property
     def streams(self) -> int:
-        """Virtual workers: the given number, else a power of two that is enough for all workers."""
+        """Virtual workers: the given number, else a power of two that is enough for all workers.
+
+        A job that adapts gets as many as its batch allows, up to 128, for it can never use more
+        workers than these.
+        """
         if self.virtual_workers is not None:
             return self.virtual_workers
-        return max(16, 1 << (self.workers - 1).bit_length())
+        least = max(16, 1 << (max(self.workers, self.max_workers or 1) - 1).bit_length())
+        if not self.adapts or self.max_workers is not None:
+            return least
+        return max(least, min(_MOST_STREAMS, 1 << (self.batch_size.bit_length() - 1)))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the job chooses its workers and memory itself as it goes."""
+        if self.inline:
+            return False
+        has_goal = self.deadline is not None or self.budget is not None
+        return has_goal if self.adapt is None else self.adapt
+
+    @property
+    def most_workers(self) -> int:
+        """The most workers that an adapting job may use."""
+        return min(self.streams, self.max_workers or CONCURRENCY_LIMIT)
 
     @property
     def watched(self) -> BestBy | None:
@@ -149,18 +191,19 @@ class TrainConfig:
         return ConfigError(f"{self.where(name)} is {shown(getattr(self, name))}: {why}")
 
     def _check_numbers(self) -> None:
-        for name in ("workers", "epochs", "steps", "batch_size", "patience", "virtual_workers"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise self._refuse(name, "give a whole number of at least 1.")
         if not 0 <= self.seed < 1 << 63:
             raise self._refuse("seed", "give a whole number from 0 to 2^63 - 1.")
-        if self.workers > CONCURRENCY_LIMIT:
-            raise self._refuse(
-                "workers",
-                f"Lambda runs at most {CONCURRENCY_LIMIT:,} functions of an account at a time, "
-                "so give no more than that.",
-            )
+        for name in ("workers", "max_workers"):
+            if (getattr(self, name) or 0) > CONCURRENCY_LIMIT:
+                raise self._refuse(
+                    name,
+                    f"Lambda runs at most {CONCURRENCY_LIMIT:,} functions of an account at a "
+                    "time, so give no more than that.",
+                )
         low, high = MEMORY_MB
         if not low <= self.memory_mb <= high:
             raise self._refuse("memory_mb", f"Lambda offers {low} to {high:,} MB.")
@@ -198,6 +241,18 @@ class TrainConfig:
             raise self._refuse(
                 "aggregators", f"give a number from 1 to the {self.workers} workers there are."
             )
+
+    def _check_goals(self) -> None:
+        for name in ("deadline", "budget"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise self._refuse(name, "give more than 0.")
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise self._refuse(
+                "max_workers", f"the job begins with {self.workers} workers, so give that or more."
+            )
+        if self.prices is not None and not self.prices.is_file():
+            raise self._refuse("prices", "there is no such file.")
 
     def _check_task(self) -> None:
         if not _TARGET.fullmatch(self.target):

@@ -1,41 +1,20 @@
-"""What a job costs at Lambda's prices, from a dated table."""
+"""What a job costs: invocations, requests, stored and moved bytes, hours of a cache."""
 
 from __future__ import annotations
 
-import datetime
-import tomllib
+import math
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
+from smlt.control.prices import Prices, read_prices
+
 Architecture = Literal["x86_64", "arm64"]
+S3Class = Literal["standard", "express"]
 
 MB_PER_GB = 1024  # Lambda's gigabyte: 1,769 MB are 1.7275 GB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LambdaPrices:
-    """Rates in US dollars, of one region on one day."""
-
-    region: str
-    as_of: datetime.date
-    source: str
-    per_request: float
-    per_gb_second: dict[str, float]
-    """By architecture."""
-    ephemeral_per_gb_second: float
-    ephemeral_free_mb: int
-
-
-@cache
-def read_prices(path: Path | None = None) -> LambdaPrices:
-    """Read a price table; without a path, the one that comes with the package."""
-    text = (path or files("smlt.control") / "prices.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
-    rates = table.pop("lambda")
-    return LambdaPrices(**table, **rates)
+BYTES_PER_GB = 1 << 30
+BYTES_PER_ECPU = 1024
+_POLLS = 2.0  # looks at an object of S3 until it is there, the last one being the GET itself
 
 
 def gb_seconds(billed_ms: float, memory_mb: int) -> float:
@@ -50,7 +29,7 @@ def lambda_cost(
     *,
     ephemeral_mb: int = 512,
     architecture: Architecture = "x86_64",
-    prices: LambdaPrices | None = None,
+    prices: Prices | None = None,
 ) -> float:
     """Return what a number of invocations of one size cost, in US dollars.
 
@@ -63,9 +42,149 @@ def lambda_cost(
         prices: by default the table that comes with the package.
     """
     prices = prices or read_prices()
-    extra_mb = max(0, ephemeral_mb - prices.ephemeral_free_mb)
+    extra_mb = max(0.0, ephemeral_mb - prices.rate("lambda", "ephemeral_free_mb"))
+    memory = gb_seconds(billed_ms, memory_mb) * prices.rate("lambda", "per_gb_second", architecture)
+    if extra_mb:
+        rate = prices.rate("lambda", "ephemeral_per_gb_second")
+        memory += extra_mb / MB_PER_GB * billed_ms / 1000 * rate
+    return memory + requests * prices.rate("lambda", "per_request")
+
+
+def s3_cost(
+    storage_class: S3Class,
+    *,
+    puts: float = 0,
+    gets: float = 0,
+    uploaded: float = 0,
+    downloaded: float = 0,
+    gb_months: float = 0,
+    prices: Prices | None = None,
+) -> float:
+    """Return what requests, bytes and storage of one class of S3 cost, in US dollars.
+
+    Requests to delete cost nothing. Bytes travel within the region.
+    """
+    prices = prices or read_prices()
+
+    def rate(name: str) -> float:
+        return prices.rate("s3", storage_class, name)
+
     return (
-        gb_seconds(billed_ms, memory_mb) * prices.per_gb_second[architecture]
-        + gb_seconds(billed_ms, extra_mb) * prices.ephemeral_per_gb_second
-        + requests * prices.per_request
+        puts * rate("per_put")
+        + gets * rate("per_get")
+        + uploaded / BYTES_PER_GB * rate("upload_per_gb")
+        + downloaded / BYTES_PER_GB * rate("download_per_gb")
+        + gb_months * rate("storage_per_gb_month")
     )
+
+
+def cache_node_cost(
+    node: str, seconds: float, nodes: int = 1, prices: Prices | None = None
+) -> float:
+    """Return what cache nodes cost, in US dollars: each hour that has begun is billed."""
+    prices = prices or read_prices()
+    return nodes * math.ceil(seconds / 3600) * prices.rate("elasticache", "nodes", node)
+
+
+def cache_serverless_cost(
+    moved_bytes: float, stored_bytes: float, seconds: float, prices: Prices | None = None
+) -> float:
+    """Return what a serverless cache costs for what it moved and held, in US dollars."""
+    prices = prices or read_prices()
+    stored = max(stored_bytes / BYTES_PER_GB, prices.rate("elasticache", "serverless", "least_gb"))
+    units = moved_bytes / BYTES_PER_ECPU
+    return stored * seconds / 3600 * prices.rate(
+        "elasticache", "serverless", "per_gb_hour"
+    ) + units / 1e6 * prices.rate("elasticache", "serverless", "per_million_ecpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTraffic:
+    """What one step moves through the parameter store, all ranks together."""
+
+    puts: float
+    gets: float
+    uploaded: float
+    downloaded: float
+    """Bytes, as in `uploaded`."""
+
+    @classmethod
+    def of(cls, workers: int, wire_bytes: float, shard_bytes: float) -> StepTraffic:
+        """Count the frames of a step: contributions to the shards' owners, and the means.
+
+        An owner puts no contribution to its own shard and fetches no mean of it.
+        """
+        shards = max(1, math.ceil(wire_bytes / shard_bytes))
+        others = workers - 1
+        means = 1 if others else 0
+        return cls(
+            puts=shards * (others + means),
+            gets=2 * shards * others,
+            uploaded=wire_bytes * (others + means),
+            downloaded=2 * wire_bytes * others,
+        )
+
+
+StoreKind = Literal["none", "node", "serverless", "s3", "s3express"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterStorePrice:
+    """What a parameter store adds to the price of a step; `none` is a server that is there anyway.
+
+    A node is spread evenly over time here, though its last hour is billed whole.
+    """
+
+    kind: StoreKind = "none"
+    node: str = "cache.r7g.large"
+    nodes: int = 1
+
+    def per_second(self, prices: Prices) -> float:
+        if self.kind == "node":
+            return self.nodes * prices.rate("elasticache", "nodes", self.node) / 3600
+        if self.kind == "serverless":
+            return cache_serverless_cost(0, 0, 1, prices)
+        return 0.0
+
+    def per_step(self, traffic: StepTraffic, prices: Prices) -> float:
+        if self.kind in ("s3", "s3express"):
+            return s3_cost(
+                "express" if self.kind == "s3express" else "standard",
+                puts=traffic.puts,
+                gets=_POLLS * traffic.gets,
+                uploaded=traffic.uploaded,
+                downloaded=traffic.downloaded,
+                prices=prices,
+            )
+        if self.kind == "serverless":
+            moved = traffic.uploaded + traffic.downloaded
+            units = moved / BYTES_PER_ECPU / 1e6
+            return units * prices.rate("elasticache", "serverless", "per_million_ecpu")
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """Prices a step of any plan: memory for the time it takes, and what the store adds."""
+
+    prices: Prices
+    architecture: Architecture = "x86_64"
+    store: ParameterStorePrice = ParameterStorePrice()
+    wire_bytes: float = 0.0
+    shard_bytes: float = 4 << 20
+
+    def per_second(self, workers: int, memory_mb: int) -> float:
+        """Dollars for a second in which all workers run."""
+        return workers * lambda_cost(
+            1000.0, memory_mb, 0, architecture=self.architecture, prices=self.prices
+        ) + self.store.per_second(self.prices)
+
+    def per_step(self, workers: int, memory_mb: int, step_s: float) -> float:
+        """Dollars for a step that takes so long."""
+        traffic = StepTraffic.of(workers, self.wire_bytes, self.shard_bytes)
+        moving = self.store.per_step(traffic, self.prices) if self.wire_bytes else 0.0
+        return step_s * self.per_second(workers, memory_mb) + moving
+
+    def start(self, workers: int) -> float:
+        """Dollars for the invocations of a generation, apart from their time."""
+        return workers * self.prices.rate("lambda", "per_request")

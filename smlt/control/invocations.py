@@ -15,6 +15,7 @@ from pathlib import Path
 
 from smlt.control.cost_model import gb_seconds, lambda_cost
 from smlt.control.lambda_client import LogEvent
+from smlt.control.prices import Prices, read_prices
 
 _START = re.compile(r"START RequestId: (\S+)")
 _REPORT = re.compile(
@@ -73,8 +74,14 @@ class Invocation:
 class Invocations:
     """All invocations of a job, with a log file for each rank."""
 
-    def __init__(self, log_folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        log_folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+        prices: Prices | None = None,
+    ) -> None:
         self._folder = log_folder
+        self._prices = prices or read_prices()
         self._clock = clock
         self._by_id: dict[str, Invocation] = {}
         self._current: dict[str, str] = {}
@@ -122,7 +129,7 @@ class Invocations:
         for invocation in self._by_id.values():
             billed = invocation.billed_ms if invocation.ended else (now - invocation.sent) * 1000
             amount += gb_seconds(billed, invocation.memory_mb)
-            dollars += lambda_cost(billed, invocation.memory_mb, 1)
+            dollars += lambda_cost(billed, invocation.memory_mb, 1, prices=self._prices)
         return amount, dollars
 
     def _attribute(self, event: LogEvent) -> Invocation | None:

@@ -20,6 +20,8 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "steps": config.steps,
         "until": config.until,
         "patience": config.patience,
+        "deadline_s": config.deadline,
+        "budget_usd": config.budget,
         "keep_best": config.keep_best,
         "virtual_workers": config.streams,
         "shard_bytes": int(config.shard_mb * (1 << 20)),
