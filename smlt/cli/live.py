@@ -39,6 +39,10 @@ class View(Protocol):
         """Show the progress as it stands now."""
         ...
 
+    def end(self, progress: Progress) -> None:
+        """Show the progress for the last time: the step that it ends at is not left out."""
+        ...
+
     def say(self, sentence: str) -> None:
         """Show a sentence at once, and leave it standing."""
         ...
@@ -68,6 +72,9 @@ class QuietView:
     def update(self, progress: Progress) -> None:
         pass
 
+    def end(self, progress: Progress) -> None:
+        self.update(progress)
+
     def say(self, sentence: str) -> None:
         print_plain(self._console, sentence)
 
@@ -79,7 +86,6 @@ class PlainView(QuietView):
         super().__init__(console)
         self._clock = clock
         self._milestones = Milestones()
-        self._step = 0
         self._stalled = False
         self._due_s = clock() + PLAIN_INTERVAL_S
 
@@ -87,14 +93,22 @@ class PlainView(QuietView):
         lines = self._milestones.since(progress)
         begins_to_stall = bool(progress.stalled) and not self._stalled
         self._stalled = bool(progress.stalled)
-        has_news = self._stalled or progress.step > self._step
+        has_news = self._stalled or progress.step > self._milestones.step
         is_due = has_news and not lines and self._clock() >= self._due_s
         if begins_to_stall or is_due:
             last = [f"stalled: {progress.stalled}"] if self._stalled else speed(progress)
-            lines.append(" · ".join([*position(progress), *training(progress), *last]))
+            lines.append(self._milestones.at(progress, last))
         if lines:
-            self._step = progress.step
             self._due_s = self._clock() + PLAIN_INTERVAL_S
+        self._say(lines, progress)
+
+    def end(self, progress: Progress) -> None:
+        lines = self._milestones.since(progress)
+        if progress.step > self._milestones.step:
+            lines.append(self._milestones.at(progress))
+        self._say(lines, progress)
+
+    def _say(self, lines: Iterable[str], progress: Progress) -> None:
         for line in lines:
             self.say(f"[{clock_time(progress.elapsed_s)}] {line}")
 
@@ -133,6 +147,8 @@ class Milestones:
     """Finds what is new in a progress that changes in place, as lines worth keeping."""
 
     def __init__(self) -> None:
+        self.step = 0
+        """The last one that a line has named."""
         self._state = ""
         self._notices = 0
         self._epoch = 0
@@ -145,12 +161,16 @@ class Milestones:
         if progress.evaluation != self._evaluation:
             self._evaluation = dict(progress.evaluation)
             self._epoch = progress.epoch + 1
-            tested = "test: " + ", ".join(evaluated(progress))
-            lines.append(" · ".join([*position(progress), *training(progress), tested]))
+            lines.append(self.at(progress, ["test: " + ", ".join(evaluated(progress))]))
         elif progress.epoch > self._epoch:
             self._epoch = progress.epoch
-            lines.append(" · ".join([*position(progress), *training(progress)]))
+            lines.append(self.at(progress))
         return lines
+
+    def at(self, progress: Progress, more: Iterable[str] = ()) -> str:
+        """Return a line that says how far the job is, and note that it did."""
+        self.step = progress.step
+        return " · ".join([*position(progress), *training(progress), *more])
 
     def _of_state(self, progress: Progress) -> list[str]:
         if progress.state == self._state:

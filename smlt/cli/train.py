@@ -92,7 +92,7 @@ async def follow(
         while not job.done():
             view.update(session.progress)
             await asyncio.wait({job}, timeout=VIEW_INTERVAL_S)
-        view.update(session.progress)
+        view.end(session.progress)
         return await job
     except asyncio.CancelledError:
         if not stops.at_once:

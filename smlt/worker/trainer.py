@@ -116,7 +116,7 @@ class Trainer:
             if agreed & StepFlag.TARGET:
                 self._target.reached = True
             self.step += 1
-            await self._report(at_once=slot.evaluation)
+            await self._report()
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
                 self._saved = self._generation.clock()
                 await self._save()
@@ -210,6 +210,8 @@ class Trainer:
         if self._target.observe(metrics) and self._spec.keep_best:
             await self._keep_best()
         if self._is_reporter:
+            # The steps before it come first, so that whoever reads of it knows where it stands.
+            await self._report(at_once=True)
             report = WorkerReport(
                 rank=self._generation.task.rank,
                 kind="evaluation",
@@ -253,7 +255,7 @@ class Trainer:
         if self._is_reporter:
             self._records.append(record.to_dict())
 
-    async def _report(self, *, at_once: bool) -> None:
+    async def _report(self, *, at_once: bool = False) -> None:
         now = self._generation.clock()
         if not self._records or not (at_once or now - self._reported > _REPORT_S):
             return

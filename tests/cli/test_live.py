@@ -211,6 +211,19 @@ def test_plain_lines_stop_where_nothing_moves(clock, console):
     assert console.file.getvalue().count("step 142") == 1
 
 
+def test_the_step_that_a_job_ends_at_is_always_told(clock, console):
+    view = PlainView(console, clock)
+    job = progress(step=7, total_steps=8, notices=[])
+    view.update(job)
+    # The last step arrives together with a notice, which has a line of its own.
+    job.step = 8
+    job.notices.append("The disk is nearly full.")
+    view.end(job)
+    assert "step 8/8" in console.file.getvalue().splitlines()[-1]
+    view.end(job)
+    assert console.file.getvalue().count("step 8/8") == 1
+
+
 def test_a_stall_is_told_at_once_and_then_now_and_again(clock, console):
     view = PlainView(console, clock)
     job = progress(evaluation={}, epoch=0)
