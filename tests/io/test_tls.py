@@ -52,7 +52,9 @@ def tls(certificate):
     return context
 
 
-def connect(host: str, port: int, options: str = "", *, scheme: str = "rediss", limit_s: float = 10):
+def connect(
+    host: str, port: int, options: str = "", *, scheme: str = "rediss", limit_s: float = 10
+):
     return open_parameter_store(f"{scheme}://{host}:{port}/0{options}", time_limit_s=limit_s)
 
 
