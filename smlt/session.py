@@ -14,6 +14,7 @@ from smlt.config import TrainConfig
 from smlt.control import artifact_manager
 from smlt.control.artifact_manager import Target
 from smlt.control.event_log import EventLog
+from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job, new_job_id
 from smlt.control.job_settings import first_plan, function_environment, training_settings
@@ -23,7 +24,6 @@ from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
 from smlt.control.summary import summarise
-from smlt.control.supervisor import Function
 from smlt.control.task_scheduler import Outcome, TaskScheduler
 from smlt.embedded.cloud import EmbeddedCloud
 from smlt.errors import StoreError, StoreFullError, UserError
@@ -124,16 +124,22 @@ class Session:
         feed = ProgressFeed(progress, EventLog(folder.events))
         plan = first_plan(self._config)
         job = await Job.create(objects, progress.job_id, spec, plan)
-        name = f"smlt-{spec.code[:12]}-{plan.memory_mb}"
-        version = await place.cloud.create_function(
-            name,
-            package,
-            handler=artifact_manager.HANDLER,
-            memory_mb=plan.memory_mb,
-            timeout_s=int(spec.limits.function_s),
-            environment=function_environment(plan.memory_mb),
-            runtime=artifact_manager.python_runtime(),
-        )
+
+        async def function(memory_mb: int) -> Function:
+            name = f"smlt-{spec.code[:12]}-{memory_mb}"
+            version = await place.cloud.create_function(
+                name,
+                package,
+                handler=artifact_manager.HANDLER,
+                memory_mb=memory_mb,
+                timeout_s=int(spec.limits.function_s),
+                environment=function_environment(memory_mb),
+                runtime=artifact_manager.python_runtime(),
+            )
+            return Function(name=name, version=version, memory_mb=memory_mb)
+
+        functions = Functions(function)
+        await functions.of(plan.memory_mb)
         store = open_parameter_store(place.parameters, time_limit_s=spec.limits.store_s)
         async with store, folder.status_of(progress):
             scheduler = self._scheduler = TaskScheduler(
@@ -141,7 +147,7 @@ class Session:
                 objects=objects,
                 store=store,
                 cloud=place.cloud,
-                function=Function(name=name, version=version, memory_mb=plan.memory_mb),
+                functions=functions,
                 invocations=Invocations(folder.logs, prices=read_prices(self._config.prices)),
                 feed=feed,
                 objects_url=objects.url,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgpack
 
+from smlt.control.functions import Function
 from smlt.control.generation_view import GenerationView
 from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
@@ -27,15 +28,6 @@ _SETTLE_S = 3.0
 _SETTLE_POLL_S = 0.05
 _INVOKES = 32
 _BACKOFF_S = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Function:
-    """The published version that a generation's workers run."""
-
-    name: str
-    version: str
-    memory_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +69,16 @@ class Supervisor:
         self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
         self._news = asyncio.Event()
         self._roster_fixed = 0.0
+        self._marked = False
+        self._wanted = StepFlag(0)
 
     async def run(self) -> Ended:
         """Start the generation and follow it to its end."""
         try:
             await self._store.mark(self._keys.marker, ttl_s=self._ttl_s)
+            self._marked = True
+            if self._wanted:
+                await self._announce_stop()
             async with asyncio.TaskGroup() as group:
                 beside = [
                     group.create_task(task)
@@ -101,8 +98,13 @@ class Supervisor:
         return Ended(self._view.failure, self._view.reasons)
 
     async def stop(self, reason: StepFlag) -> None:
-        """Ask all ranks to leave after their current step."""
-        fields = {"event": b"stop", "reason": b"%d" % reason}
+        """Ask all ranks to leave after their current step; before the start, after their first."""
+        self._wanted |= reason
+        if self._marked:
+            await self._announce_stop()
+
+    async def _announce_stop(self) -> None:
+        fields = {"event": b"stop", "reason": b"%d" % self._wanted}
         await self._store.announce(self._keys.control, fields, guard=self._keys.marker)
 
     async def abort(self, failure: Failure) -> None:

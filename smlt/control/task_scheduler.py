@@ -7,19 +7,20 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
-from smlt.control.supervisor import Ended, Function, Supervisor
-from smlt.errors import StoreError
+from smlt.control.supervisor import Ended, Supervisor
+from smlt.errors import CloudError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
-from smlt.messages import Failure, Position, StepFlag, WorkerTask
+from smlt.messages import Failure, Position, ResourcePlan, StepFlag, WorkerTask
 
 # The same failure so often, with no step of progress between, ends the job.
 _SAME_FAILURE = 3
@@ -54,7 +55,7 @@ class TaskScheduler:
         objects: ObjectStore,
         store: ParameterStore,
         cloud: LambdaService,
-        function: Function,
+        functions: Functions,
         invocations: Invocations,
         feed: ProgressFeed,
         objects_url: str,
@@ -65,7 +66,7 @@ class TaskScheduler:
         self._objects = objects
         self._store = store
         self._cloud = cloud
-        self._function = function
+        self._functions = functions
         self._invocations = invocations
         self._feed = feed
         self._objects_url = objects_url
@@ -74,6 +75,7 @@ class TaskScheduler:
         self._supervisor: Supervisor | None = None
         self._running: asyncio.Task[Outcome] | None = None
         self._given_up: Failure | None = None
+        self._wanted_plan: ResourcePlan | None = None
         self._stopping = asyncio.Event()
         self._failures: Counter[tuple[object, ...]] = Counter()
 
@@ -122,8 +124,41 @@ class TaskScheduler:
             with contextlib.suppress(StoreError):
                 await self._supervisor.stop(StepFlag.USER)
 
+    async def request_plan(self, plan: ResourcePlan) -> None:
+        """Go on with other workers, or another size of them, from the next generation on.
+
+        All ranks leave after their current step, with their state saved. Any number of workers
+        will do up to the virtual ones, who are dealt out anew; memory of a size that was not used
+        before takes a new function. What the job has already is left as it is.
+
+        Raises:
+            ValueError: more workers than virtual ones, or none.
+        """
+        most = self._job.state.spec.virtual_workers
+        if not 1 <= plan.workers <= most:
+            raise ValueError(f"a plan of {plan.workers} workers, where 1 to {most} can share a job")
+        if plan == (self._job.state.plan if self._wanted_plan is None else self._wanted_plan):
+            return
+        self._wanted_plan = plan
+        if self._supervisor is not None:
+            # A store that fails ends the generation all the same.
+            with contextlib.suppress(StoreError):
+                await self._supervisor.stop(StepFlag.PLAN)
+
+    async def _planned(self) -> tuple[ResourcePlan, Function]:
+        """Return the plan of the next generation, and the function that it runs on."""
+        held, wanted = self._job.state.plan, self._wanted_plan
+        self._wanted_plan = None
+        if wanted is not None:
+            try:
+                return wanted, await self._functions.of(wanted.memory_mb)
+            except CloudError as error:
+                self._feed.notice(f"{error}; going on with {held.memory_mb} MB as before")
+                held = replace(held, workers=wanted.workers)
+        return held, await self._functions.of(held.memory_mb)
+
     async def _run_generation(self, parent: Position | None) -> Ended:
-        plan = self._job.state.plan
+        plan, function = await self._planned()
         number = await self._job.draw(parent, plan)
         state = self._job.state
         progress = self._feed.progress
@@ -148,7 +183,7 @@ class TaskScheduler:
             plan.workers,
             store=self._store,
             cloud=self._cloud,
-            function=self._function,
+            function=function,
             invocations=self._invocations,
             feed=self._feed,
             limits=state.spec.limits,
@@ -156,6 +191,9 @@ class TaskScheduler:
         )
         if self._stopping.is_set():
             return Ended(None, StepFlag.USER)
+        if self._wanted_plan is not None:
+            # It came while this generation was being drawn.
+            await self._supervisor.stop(StepFlag.PLAN)
         progress.state = "running"
         ended = await self._supervisor.run()
         self._supervisor = None

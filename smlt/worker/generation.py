@@ -119,12 +119,19 @@ class Generation:
             if abort is not None:
                 return None
             if packed is not None:
-                roster = Roster.unpack(packed)
-                return roster if self.task.rank in roster.ranks else None
+                return self._take_place(Roster.unpack(packed))
             for notice in await self.store.read(after, wait_s=_POLL_S):
                 after[notice.stream] = notice.id
             await self._renew()
         return None
+
+    def _take_place(self, roster: Roster) -> Roster | None:
+        if self.task.rank not in roster.ranks:
+            return None
+        # Ranks are counted anew where one has not come.
+        place = roster.ranks.index(self.task.rank)
+        self.notices = Notices(self.store, self.keys, place, self._on_control)
+        return roster
 
     async def heartbeat(self) -> None:
         """Renew the lease, and watch marker and client, until cancelled."""

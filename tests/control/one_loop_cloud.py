@@ -33,8 +33,15 @@ class OneLoopCloud:
         """Pieces of work done on trainers' threads: a clock for faults that no load changes."""
         self.refusals = 0
         self.twice = False
+        self.undelivered = set()
+        """Ranks whose events are lost."""
+        self.made = []
+        self.refuses_functions = False
 
     async def create_function(self, name, package, **settings):
+        if self.refuses_functions:
+            raise CloudError(f"creating the function {name} failed: CodeStorageExceededException")
+        self.made.append(name)
         return "1"
 
     async def invoke(self, name, qualifier, payload):
@@ -43,8 +50,9 @@ class OneLoopCloud:
             raise CloudError("invoking f failed: TooManyRequestsException: Rate exceeded")
         request_id = f"request-{next(self._ids)}"
         self.invoked.append((payload["generation"], payload["rank"]))
-        for _ in range(1 + self.twice):
-            self._start(request_id, payload)
+        if payload["rank"] not in self.undelivered:
+            for _ in range(1 + self.twice):
+                self._start(request_id, payload)
         return request_id
 
     def _start(self, request_id, payload):

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import itertools
+import json
 import random
 import time
 from dataclasses import replace
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from smlt.control.event_log import EventLog
+from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
-from smlt.control.supervisor import Function
 from smlt.control.task_scheduler import TaskScheduler
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
@@ -101,12 +102,21 @@ class Town:
             objects=self.objects,
             store=self.store,
             cloud=self.cloud,
-            function=Function(name="f", version="1", memory_mb=128),
+            functions=Functions(self.function),
             invocations=Invocations(self.folder / "logs"),
             feed=ProgressFeed(self.progress, EventLog(self.folder / "events.jsonl")),
             objects_url=self.objects.url,
             parameters_url=self.store.url,
         )
+
+    async def function(self, memory_mb):
+        name = f"f-{memory_mb}"
+        version = await self.cloud.create_function(name, b"")
+        return Function(name=name, version=version, memory_mb=memory_mb)
+
+    def events(self, kind):
+        lines = (self.folder / "events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     async def run(self, *beside):
         scheduler = await self.scheduler()
@@ -161,13 +171,13 @@ def test_job_of_one_generation_leaves_its_model_and_a_checkpoint_of_the_last_ste
     assert (saved == model["w"].numpy()).all()
 
 
-def in_one_process():
+def in_one_process(steps=36):
     """What the job computes, as a plain loop in float64 over whole batches."""
     x = np.linspace(-1, 1, 96, dtype=np.float32).astype(np.float64)
     order = SampleOrder(96, 16, 16, seed=5)
     w = np.random.default_rng(5).normal(size=200).astype(np.float32).astype(np.float64)
     m = np.zeros(200)
-    for step in range(36):
+    for step in range(steps):
         rows = order.batch(*divmod(step, 6), range(16))
         noise = np.random.default_rng(step).normal(size=200).astype(np.float32)
         mean = np.mean([np.sin(w * x[row]) + 0.1 * noise * x[row] for row in rows], axis=0)
@@ -257,6 +267,88 @@ def test_job_goes_on_beyond_the_functions_time_limit(town, undisturbed):
     assert (outcome.status, outcome.failure) == ("completed", None)
     assert outcome.generations > 3
     assert weights == undisturbed
+
+
+def test_plan_changes_the_number_of_workers_and_their_memory(town):
+    plans = [(5, 128), (2, 256), (1, 256), (4, 128)]
+
+    async def scenario():
+        job = town(epochs=20)
+
+        async def replan(scheduler):
+            for workers, memory_mb in plans:
+                at = job.cloud.computed + 40
+                await job.until(lambda at=at: job.cloud.computed >= at)
+                await scheduler.request_plan(ResourcePlan(workers=workers, memory_mb=memory_mb))
+                await job.until(lambda w=workers: job.progress.workers == w)
+
+        outcome = await job.run(replan)
+        found = await read_weights(job.objects, JobObjects("drift").model)
+        return outcome, found["w"].numpy(), job
+
+    outcome, weights, job = asyncio.run(scenario())
+    drawn = [(e["workers"], e["memory_mb"]) for e in job.events("generation")]
+    assert drawn == [(3, 128), *plans]
+    assert (outcome.status, outcome.failure, outcome.generations) == ("completed", None, 5)
+    assert job.cloud.made == ["f-128", "f-256"]
+    assert [len(e["ranks"]) for e in job.events("roster")] == [3, 5, 2, 1, 4]
+    np.testing.assert_allclose(weights, in_one_process(steps=120), rtol=2e-4, atol=2e-5)
+
+
+def test_plan_that_comes_while_a_generation_starts_ends_it_after_a_step(town):
+    async def scenario():
+        job = town()
+
+        async def replan(scheduler):
+            await scheduler.request_plan(ResourcePlan(workers=2, memory_mb=128))
+            await job.until(lambda: job.cloud.invoked)
+            await scheduler.request_plan(ResourcePlan(workers=4, memory_mb=128))
+
+        return await job.run(replan), job
+
+    outcome, job = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 2)
+    assert [event["workers"] for event in job.events("generation")] == [2, 4]
+
+
+def test_plan_whose_function_cannot_be_made_leaves_the_memory_as_it_was(town, undisturbed):
+    async def scenario():
+        job = town()
+
+        async def replan(scheduler):
+            await job.until(lambda: job.cloud.computed >= 40)
+            job.cloud.refuses_functions = True
+            await scheduler.request_plan(ResourcePlan(workers=3, memory_mb=10240))
+
+        outcome = await job.run(replan)
+        return outcome, await job.weights(), job.progress.notices
+
+    outcome, weights, notices = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 2)
+    assert weights == undisturbed
+    assert any("going on with 128 MB as before" in notice for notice in notices)
+
+
+def test_plan_of_more_workers_than_virtual_ones_is_refused(town):
+    async def scenario():
+        scheduler = await town().scheduler()
+        await scheduler.request_plan(ResourcePlan(workers=17, memory_mb=128))
+
+    with pytest.raises(ValueError, match="17 workers, where 1 to 16"):
+        asyncio.run(scenario())
+
+
+def test_generation_goes_on_without_a_rank_that_never_starts(town):
+    async def scenario():
+        job = town(shard_bytes=256, limits=replace(QUICK, start_s=3.0))
+        job.cloud.undelivered = {1}
+        await job.run()
+        found = await read_weights(job.objects, JobObjects("drift").model)
+        return found["w"].numpy(), job.events("roster")
+
+    weights, rosters = asyncio.run(scenario())
+    assert [event["ranks"] for event in rosters] == [[0, 2]]
+    np.testing.assert_allclose(weights, in_one_process(), rtol=2e-5, atol=2e-6)
 
 
 def test_events_delivered_twice_change_nothing(town, undisturbed):
