@@ -59,17 +59,18 @@ class InlineCloud:
     async def invoke(self, name: str, qualifier: str, payload: Mapping[str, Any]) -> str:
         """Start the invocation, and return its request id."""
         request_id = str(uuid.uuid4())
-        invocation = Invocation(
-            WorkerTask.from_dict(payload),
-            open_object_store(payload["objects"]),
-            self._host,
-            request_id=request_id,
-            deadline=time.monotonic() + _NEVER_S,
-        )
-        task = asyncio.create_task(invocation.run())
+        task = asyncio.create_task(self._take_part(WorkerTask.from_dict(payload), request_id))
         self._tasks.add(task)
         task.add_done_callback(partial(self._on_end, request_id, time.time()))
         return request_id
+
+    async def _take_part(self, task: WorkerTask, request_id: str) -> dict[str, Any]:
+        async with open_object_store(task.objects) as objects:
+            deadline = time.monotonic() + _NEVER_S
+            invocation = Invocation(
+                task, objects, self._host, request_id=request_id, deadline=deadline
+            )
+            return await invocation.run()
 
     async def log_events(self, name: str, since_ms: int) -> list[LogEvent]:
         """Return how invocations ended; what the task prints goes where this process prints."""

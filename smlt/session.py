@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,9 @@ from smlt.control.task_scheduler import Outcome, TaskScheduler
 from smlt.embedded.cloud import EmbeddedCloud
 from smlt.errors import StoreError, StoreFullError, UserError
 from smlt.inline import InlineCloud
-from smlt.io.directory import DirectoryStore
 from smlt.io.keys import job_prefix
 from smlt.io.object_store import ObjectStore
-from smlt.io.stores import open_parameter_store
+from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.messages import Failure, JobSpec
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
@@ -85,9 +84,13 @@ class Session:
         self._running = asyncio.current_task()
         if config.parameters is not None:
             await _check_server(config.parameters)
-        with _disk_errors(run_dir):
+        objects_url = config.object_store or (run_dir / "objects").as_uri()
+        if config.objects is not None:
+            await _check_objects(objects_url)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_disk_errors(run_dir))
             folder = RunFolder.create(run_dir, progress.job_id)
-            objects = DirectoryStore(run_dir / "objects")
+            objects = await stack.enter_async_context(open_object_store(objects_url))
             await artifact_manager.upload_code(objects, package, code)
             spec = JobSpec(
                 target=target.reference,
@@ -213,6 +216,13 @@ async def _check_server(url: str) -> None:
     """Find out before anything is started that the server cannot be reached, and soon."""
     async with open_parameter_store(url, time_limit_s=_REACH_S) as store:
         await store.values(["smlt"])
+
+
+async def _check_objects(url: str) -> None:
+    """Find out before anything is started that the object store cannot be used."""
+    async with open_object_store(url) as store:
+        async for _ in store.list("code/none"):
+            return
 
 
 @contextmanager

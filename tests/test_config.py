@@ -260,3 +260,13 @@ def test_an_adapting_job_cuts_its_data_finely_enough_to_grow(tmp_path):
 
 def test_prices_are_a_file(tmp_path):
     assert "there is no such file" in refusal(tmp_path, prices=str(tmp_path / "none.toml"))
+
+
+def test_objects_are_reached_through_the_endpoint_that_is_set(tmp_path):
+    config = load(tmp_path, objects="s3://bucket/a", s3_endpoint="http://h:9000")
+    assert config.object_store == "s3://bucket/a?endpoint=http://h:9000"
+    given = "s3://bucket?endpoint=http://other"
+    assert load(tmp_path, objects=given, s3_endpoint="http://h:9").object_store == given
+    assert load(tmp_path).object_store is None
+    assert "write s3://bucket/prefix" in refusal(tmp_path, objects="bucket")
+    assert "write http://host:9000" in refusal(tmp_path, s3_endpoint="h:9000")

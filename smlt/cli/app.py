@@ -148,6 +148,12 @@ def _train(
     virtual_workers: Annotated[
         Given, typer.Option(metavar="N", help="Parts of the data, a power of two [16 or more].")
     ] = None,
+    objects: Annotated[
+        Given, typer.Option(metavar="URL", help="s3://bucket/prefix; by default the run directory.")
+    ] = None,
+    s3_endpoint: Annotated[
+        Given, typer.Option("--s3-endpoint", metavar="URL", help="An S3-compatible service [AWS].")
+    ] = None,
     parameters: Annotated[
         Given, typer.Option(metavar="URL", help="A running Valkey; by default one is started.")
     ] = None,

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Self, get_args, get_origin, get_type_hints
+from urllib.parse import quote
 
+from smlt.config.aws import s3_endpoint
 from smlt.config.goals import BestBy, parse_best, parse_until
 from smlt.config.sources import (
     CONFIG_FILE,
@@ -30,6 +32,8 @@ MEMORY_MB = (128, 10240)
 LARGEST_SHARD_MB = 512  # the largest value that Valkey stores under one key
 
 _TARGET = re.compile(r".+:[^:/\\]+")
+_OBJECTS = re.compile(r"s3://.+|file:///.+")
+_ENDPOINT = re.compile(r"https?://[^/]+/?")
 _SERVER = re.compile(r"(rediss?|unix)://.+")
 _COUNTS = (
     "workers",
@@ -78,6 +82,10 @@ class TrainConfig:
     """One rank, in this process; workers does not matter then."""
     json: bool = False
     quiet: bool = False
+    objects: str | None = None
+    """URL of the object store, ``s3://bucket/prefix``; None keeps objects in the run directory."""
+    s3_endpoint: str | None = None
+    """URL of an S3-compatible service, for all S3 URLs that name none; None is AWS."""
     parameters: str | None = None
     """URL of a running Valkey or Redis server; None starts one on this machine."""
     virtual_workers: int | None = None
@@ -149,6 +157,17 @@ class TrainConfig:
     def where(self, name: str) -> str:
         """Say in words where a field's value came from: ``--workers``, ``SMLT_WORKERS``, a line."""
         return self.sources.get(name, name)
+
+    @property
+    def object_store(self) -> str | None:
+        """The object store's URL with the endpoint in it, as every worker needs it."""
+        return self._with_endpoint(self.objects)
+
+    def _with_endpoint(self, url: str | None) -> str | None:
+        endpoint = self.s3_endpoint or s3_endpoint()
+        if url is None or endpoint is None or not url.startswith("s3://") or "endpoint=" in url:
+            return url
+        return f"{url}{'&' if '?' in url else '?'}endpoint={quote(endpoint, safe=':/')}"
 
     @property
     def streams(self) -> int:
@@ -263,6 +282,10 @@ class TrainConfig:
                 f"{self.where('parameters')} is no URL of a Valkey or Redis server: write "
                 "redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket."
             )
+        if self.objects is not None and not _OBJECTS.fullmatch(self.objects):
+            raise self._refuse("objects", "write s3://bucket/prefix or file:///absolute/path.")
+        if self.s3_endpoint is not None and not _ENDPOINT.fullmatch(self.s3_endpoint):
+            raise self._refuse("s3_endpoint", "write http://host:9000 or https://host.")
         if self.data is not None and not self.data.is_dir():
             raise self._refuse("data", "there is no such folder; give the one that holds the data.")
         if self.init_from is not None and not self.init_from.is_file():

@@ -242,7 +242,13 @@ class Service:
     def _base_env(self) -> dict[str, str]:
         """What processes get beside Lambda's variables; the credentials are the user's own."""
         passed = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "AWS_PROFILE")
-        credentials = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        credentials = (
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_CONFIG_FILE",
+            "AWS_SHARED_CREDENTIALS_FILE",
+        )
         env = {key: self._inherited[key] for key in passed + credentials if key in self._inherited}
         return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "en_US.UTF-8", **env} | {
             "_SMLT_CLOUD": self._cloud_id

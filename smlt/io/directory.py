@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Self
 
 import xxhash
 
@@ -61,6 +62,15 @@ class DirectoryStore:
     @property
     def url(self) -> str:
         return self._root.as_uri()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Do nothing: files are open only while they are read or written."""
 
     async def get(self, key: str) -> tuple[bytes, str]:
         return await asyncio.to_thread(self._get, key)

@@ -69,6 +69,15 @@ class MemoryObjectStore:
     def url(self) -> str:
         return f"memory://{self._name}"
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Do nothing: the contents belong to all clients of the name."""
+
     async def get(self, key: str) -> tuple[bytes, str]:
         data = self._read(key)
         return data, _etag(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from smlt.errors import StoreError
 
@@ -24,12 +24,21 @@ class ObjectStore(Protocol):
     """Keys to bytes, with conditional writes. Keys are ``/``-separated, relative, without ``..``.
 
     All methods raise StoreUnreachableError when the store does not answer, StoreFullError
-    when it has no room, and StoreError for a key that no store can hold.
+    when it has no room, StoreError for a key that no store can hold, and ConfigError where it
+    refuses the user's credentials or has no such bucket.
     """
 
     @property
     def url(self) -> str:
         """What ``open_object_store`` needs to reach the same store from another process."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    async def close(self) -> None:
+        """Close the connections, if it has any. Idempotent."""
         ...
 
     async def get(self, key: str) -> tuple[bytes, str]:

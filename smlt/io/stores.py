@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from smlt.config.aws import s3_endpoint
 from smlt.errors import ConfigError
 from smlt.io.directory import DirectoryStore
 from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
+from smlt.io.s3_address import S3Address
 from smlt.io.server_address import ServerAddress
 from smlt.io.valkey import ValkeyStore
+
+if TYPE_CHECKING:
+    from smlt.io.s3 import S3ObjectStore
 
 
 def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
@@ -36,14 +43,29 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
 
 
 def open_object_store(url: str) -> ObjectStore:
-    """Return the object store of a URL: ``file:///absolute/path`` or ``memory://name``.
+    """Return the object store of a URL; it connects when it is first used.
+
+    Args:
+        url: ``s3://bucket/prefix[?endpoint=http://host:9000][&region=…]``,
+            ``file:///absolute/path`` or ``memory://name``.
 
     Raises:
         ConfigError: the URL names no store that exists.
     """
     parts = urlsplit(url)
+    if parts.scheme == "s3":
+        return _s3_store(S3Address.parse(url, endpoint=s3_endpoint()))
     if parts.scheme == "memory" and parts.netloc:
         return MemoryObjectStore(url.partition("://")[2])
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
         return DirectoryStore(unquote(parts.path))
-    raise ConfigError(f"{url!r} is no object store: give file:///absolute/path or memory://name")
+    raise ConfigError(
+        f"{url!r} is no object store: give s3://bucket/prefix, file:///absolute/path or"
+        " memory://name"
+    )
+
+
+def _s3_store(address: S3Address) -> S3ObjectStore:
+    # Imported when it is needed: boto takes longer to load than all of a worker's other parts.
+    store: type[S3ObjectStore] = import_module("smlt.io.s3").S3ObjectStore
+    return store(address)

@@ -42,11 +42,13 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
             memory=_memory,
         )
         task = WorkerTask.from_dict(event)
-        invocation = Invocation(
-            task,
-            open_object_store(task.objects),
-            host,
-            request_id=str(context.aws_request_id),
-            deadline=deadline,
-        )
-        return asyncio.run(invocation.run())
+
+        async def take_part() -> dict[str, Any]:
+            async with open_object_store(task.objects) as objects:
+                request_id = str(context.aws_request_id)
+                invocation = Invocation(
+                    task, objects, host, request_id=request_id, deadline=deadline
+                )
+                return await invocation.run()
+
+        return asyncio.run(take_part())

@@ -16,6 +16,19 @@ async def keys(store, prefix: str) -> list[str]:
     return [info.key async for info in store.list(prefix)]
 
 
+def run(scenario, *stores):
+    """Run a scenario, and close the stores on its loop."""
+
+    async def closing():
+        try:
+            await scenario()
+        finally:
+            for store in stores:
+                await store.close()
+
+    asyncio.run(closing())
+
+
 class ObjectStoreContract:
     def test_get_returns_what_was_put_and_its_etag(self, store):
         async def scenario():
@@ -24,7 +37,7 @@ class ObjectStoreContract:
             assert await store.put("a/b/c", b"other") != etag
             assert (await store.get("a/b/c"))[0] == b"other"
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_put_joins_pieces_of_any_kind(self, store):
         async def scenario():
@@ -33,7 +46,7 @@ class ObjectStoreContract:
             await store.put("k", [])
             assert (await store.get("k"))[0] == b""
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_a_missing_object_is_not_found(self, store):
         async def scenario():
@@ -47,7 +60,7 @@ class ObjectStoreContract:
                 assert store.local_path(key) is None
                 await store.delete(key)
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_get_range_ends_where_the_object_does(self, store):
         async def scenario():
@@ -57,14 +70,14 @@ class ObjectStoreContract:
             assert await store.get_range("k", 100, 5) == b""
             assert store.read_range("k", 98, 2) == bytes((98, 99))
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_head_tells_the_size(self, store):
         async def scenario():
             await store.put("k", b"12345")
             assert await store.head("k") == ObjectInfo("k", 5)
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_if_absent_has_one_winner(self, store, twin):
         async def scenario():
@@ -78,7 +91,7 @@ class ObjectStoreContract:
             assert sum(isinstance(result, PreconditionError) for result in results) == 19
             assert await store.get("state") == (b"%d" % won[0], results[won[0]])
 
-        asyncio.run(scenario())
+        run(scenario, store, twin)
 
     def test_if_match_has_one_winner(self, store, twin):
         async def scenario():
@@ -95,7 +108,7 @@ class ObjectStoreContract:
                 await store.put("none", b"x", if_match=etag)
             assert await store.head("none") is None
 
-        asyncio.run(scenario())
+        run(scenario, store, twin)
 
     def test_list_is_in_the_order_of_keys(self, store):
         async def scenario():
@@ -109,7 +122,7 @@ class ObjectStoreContract:
             assert await keys(store, "nothing/here") == []
             assert [info.size async for info in store.list("c")] == [1]
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_a_deleted_object_is_gone(self, store):
         async def scenario():
@@ -119,7 +132,7 @@ class ObjectStoreContract:
             await store.delete("a/b/c")
             assert await keys(store, "") == ["a/d"]
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_put_file_copies_once(self, store, tmp_path):
         async def scenario():
@@ -133,7 +146,7 @@ class ObjectStoreContract:
             with pytest.raises(NotFoundError, match="no such file"):
                 await store.put_file("data/y", tmp_path / "none")
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     @pytest.mark.parametrize(
         "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\0b", "a\\b"]
@@ -146,11 +159,12 @@ class ObjectStoreContract:
             with pytest.raises(StoreError, match="cannot be stored"):
                 await store.put(key, b"x")
 
-        asyncio.run(scenario())
+        run(scenario, store)
 
     def test_the_url_leads_to_the_same_store(self, store):
         async def scenario():
             await store.put("k", b"x")
-            assert (await open_object_store(store.url).get("k"))[0] == b"x"
+            async with open_object_store(store.url) as other:
+                assert (await other.get("k"))[0] == b"x"
 
-        asyncio.run(scenario())
+        run(scenario, store)

@@ -1,0 +1,59 @@
+"""Whole jobs whose objects lie in a bucket."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.numpy import load
+
+from jobs.harness import SMALL
+from tests.io.s3_servers import CREDENTIALS, S3Server
+
+OPTIONS = ("--workers", "2", "--steps", "20", "--json", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with S3Server() as server:
+        yield server
+
+
+def test_a_bucket_is_as_good_as_a_directory(place, server):
+    server.bucket("training")
+    options = ("--objects", "s3://training/here", "--s3-endpoint", server.endpoint)
+    ended = place.train(SMALL, *OPTIONS, *options, **CREDENTIALS).check(0)
+    plain = place.train(SMALL, *OPTIONS).check(0)
+    assert ended.summary["weights_digest"] == plain.summary["weights_digest"]
+
+    def names(prefix):
+        listing = server.client().list_objects_v2(Bucket="training", Prefix=prefix)
+        return [entry["Key"] for entry in listing.get("Contents", ())]
+
+    job = f"here/jobs/{ended.summary['job_id']}/"
+    assert f"{job}job.json" in names(job)
+    assert any(name.endswith("manifest.json") for name in names(f"{job}checkpoints/"))
+    assert len(names("here/code/")) == 1
+    model = server.client().get_object(Bucket="training", Key=f"{job}model.safetensors")
+    local = load((place.run / "jobs" / ended.summary["job_id"] / "model.safetensors").read_bytes())
+    assert load(model["Body"].read()).keys() == local.keys()
+    assert not any("secret" in line for line in json.dumps(ended.summary).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--objects", "s3://nowhere"), "there is no bucket nowhere at"),
+        pytest.param(
+            ("--objects", "s3://training?x=1"), "has an unknown option x", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_named_before_anything_begins(
+    place, server, options, words
+):
+    if "--s3-endpoint" not in options:
+        options += ("--s3-endpoint", server.endpoint)
+    ended = place.train(SMALL, *OPTIONS, *options, **CREDENTIALS).check(2)
+    assert words in ended.sentence
+    assert not (place.run / "jobs").exists()
