@@ -11,7 +11,9 @@ from smlt._version import __version__
 if TYPE_CHECKING:
     from smlt.aggregation.aggregator import Aggregator
     from smlt.config import TrainConfig
+    from smlt.continuation import Continuation
     from smlt.errors import SmltError
+    from smlt.kept_jobs import KeptJobs
     from smlt.session import Session
     from smlt.worker.data_iterator import Data
     from smlt.worker.task import Contribution, Metric, Task
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aggregator",
+    "Continuation",
     "Contribution",
     "Data",
+    "KeptJobs",
     "Metric",
     "Session",
     "SmltError",
@@ -32,8 +36,10 @@ __all__ = [
 
 _HOMES = {
     "Aggregator": "smlt.aggregation.aggregator",
+    "Continuation": "smlt.continuation",
     "Contribution": "smlt.worker.task",
     "Data": "smlt.worker.data_iterator",
+    "KeptJobs": "smlt.kept_jobs",
     "Metric": "smlt.worker.task",
     "Session": "smlt.session",
     "SmltError": "smlt.errors",

@@ -14,6 +14,7 @@ SmltError                        base: one sentence that says what, where and wh
 ├── AbortedError                 the generation was aborted; carries who and why
 ├── RankMissingError             a rank's shard did not come within the time limit
 ├── CheckpointError              a checkpoint is incomplete, damaged or of another version
+├── JobHeldError                 another client leads the job: who, and since when
 ├── CloudError                   the Lambda service refused or failed
 └── JobFailedError               the job ended without its result (exit code 1)
 """
@@ -73,6 +74,10 @@ class RankMissingError(SmltError):
 
 class CheckpointError(SmltError):
     """A checkpoint is incomplete, damaged, or of a version that cannot be read."""
+
+
+class JobHeldError(SmltError):
+    """Another client leads the job; the text says who, and since when."""
 
 
 class CloudError(SmltError):

@@ -79,6 +79,8 @@ class Limits(_Plain):
     function_s: float = 900.0  # Lambda's own limit
     handover_s: float = 45.0  # how long before that limit a rank hands over
     store_s: float = 15.0  # a store that does not answer for this long is lost
+    hold_s: float = 6.0  # a client's hold on the job that stands unchanged for this long is free
+    stop_s: float = 5.0  # after a stop at once the workers' watchdogs end them within this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,17 @@ class Position(_Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientHold(_Plain):
+    """A client's lease on a job: it holds while the beat goes on."""
+
+    host: str
+    pid: int
+    since: float
+    """Unix time, for people; nothing compares it."""
+    beat: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobState(_Plain):
     """The durable truth about a job, one object, changed only by compare-and-set."""
 
@@ -130,12 +143,16 @@ class JobState(_Plain):
     spec: JobSpec
     plan: ResourcePlan
     status: str = "running"
-    """running, completed, stopped or failed."""
+    """running, completed, stopped, failed or removed."""
     generation: int = 0
     parent: Position | None = None
     token: int = 1
     """Fencing token of the client that holds the job; workers refuse a lower one."""
+    client: ClientHold | None = None
+    """Who leads the job now; None when nobody does."""
     stop_requested: bool = False
+    stop_now: bool = False
+    """The stop is not to wait for the end of the step."""
     ending: str = ""
     """Why the last generation ended, in words."""
 

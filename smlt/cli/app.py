@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 import smlt
-from smlt.cli import jobs
+from smlt.cli import jobs, lifecycle
 from smlt.cli.crash import keep_traceback
 from smlt.cli.summary import to_json
 from smlt.cli.train import OpenSession, train
-from smlt.config import DEFAULT_RUN_DIR, TrainConfig, find_run_dir
+from smlt.config import DEFAULT_RUN_DIR, TrainConfig
 from smlt.errors import SmltError, UserError
 
 app = typer.Typer(
@@ -160,6 +158,10 @@ def _train(
     run_dir: Annotated[
         Given, typer.Option(metavar="DIR", help="Where jobs are kept [.smlt].")
     ] = None,
+    orphan_timeout: Annotated[
+        Given,
+        typer.Option(metavar="TIME", help="Workers go on so long without a client [5s]."),
+    ] = None,
     inline: Annotated[
         Switch,
         typer.Option("--inline/--no-inline", help="One rank in this process, for a debugger."),
@@ -178,21 +180,16 @@ def _train(
     return train(config, context.obj or smlt.Session)
 
 
-RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where jobs are kept [.smlt].")
-]
-
-
 @app.command("status")
 def _status(
     job_id: Annotated[
         str | None, typer.Argument(metavar="JOB", help="Its id, or how it begins [the newest].")
     ] = None,
-    run_dir: RunDir = None,
+    run_dir: lifecycle.RunDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show where a job stands, or how it ended."""
-    folder = _jobs(run_dir)
+    folder = lifecycle.job_folder(run_dir)
     job = folder.find(job_id)
     if as_json:
         print(to_json(job.to_dict()))
@@ -212,12 +209,16 @@ def _logs(
         str | None, typer.Argument(metavar="JOB", help="Its id, or how it begins [the newest].")
     ] = None,
     rank: Annotated[int | None, typer.Option(metavar="R", help="Of this worker only.")] = None,
-    run_dir: RunDir = None,
+    run_dir: lifecycle.RunDir = None,
 ) -> int:
     """Print what a job's workers have printed."""
-    for line in jobs.log_lines(_jobs(run_dir).find(job_id), rank):
+    for line in jobs.log_lines(lifecycle.job_folder(run_dir).find(job_id), rank):
         print(line)
     return 0
+
+
+for command in lifecycle.COMMANDS:
+    app.command()(command)
 
 
 @app.command("version")
@@ -225,7 +226,3 @@ def _version() -> int:
     """Print the version."""
     print(f"smlt {smlt.__version__}")
     return 0
-
-
-def _jobs(run_dir: Path | None) -> jobs.JobFolder:
-    return jobs.JobFolder(find_run_dir(run_dir), time.time, jobs.process_is_alive)

@@ -18,7 +18,7 @@ from smlt.cli.live import View, open_view, print_plain
 from smlt.cli.summary import ended, failure_text, success_text, to_json
 from smlt.config import TrainConfig
 from smlt.control.progress import Progress, Summary
-from smlt.errors import SmltError, UserError
+from smlt.errors import JobHeldError, SmltError, UserError
 
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,17 +58,26 @@ def train(config: TrainConfig, open_session: OpenSession) -> int:
         UserError: the task or the data are wrong; nothing was started.
     """
     session = open_session(config)
+    return foreground(session, config.run_dir, as_json=config.json, quiet=config.quiet)
+
+
+def foreground(session: TrainingSession, run_dir: Path, *, as_json: bool, quiet: bool) -> int:
+    """Follow a session to its end, print how it ended, and return the exit code.
+
+    Raises:
+        UserError: what was given is wrong; nothing was started.
+    """
     console = Console(stderr=True)
     try:
-        with open_view(console, quiet=config.quiet, clock=time.monotonic) as view:
+        with open_view(console, quiet=quiet, clock=time.monotonic) as view:
             summary = asyncio.run(follow(session, view))
-    except UserError:
+    except (UserError, JobHeldError):
         raise
     except SmltError as exc:
         summary = ended(session.progress, "failed", str(exc))
     except Exception as exc:
-        summary = ended(session.progress, "failed", keep_traceback(exc, config.run_dir))
-    _print_summary(summary, config, console)
+        summary = ended(session.progress, "failed", keep_traceback(exc, run_dir))
+    _print_summary(summary, run_dir, console, as_json=as_json)
     return EXIT_CODES[summary.state]
 
 
@@ -167,12 +176,12 @@ class _Stops:
         await asyncio.wait({self._job}, timeout=CANCEL_S)
 
 
-def _print_summary(summary: Summary, config: TrainConfig, console: Console) -> None:
-    logs = config.run_dir / "jobs" / summary.job_id / "logs"
+def _print_summary(summary: Summary, run_dir: Path, console: Console, *, as_json: bool) -> None:
+    logs = run_dir / "jobs" / summary.job_id / "logs"
     if summary.state == "failed":
         there = logs if summary.job_id and logs.is_dir() else None
         print_plain(console, failure_text(summary, there))
-    if config.json:
+    if as_json:
         print(to_json(summary.to_dict()))
     elif summary.state != "failed":
         torch = importlib.util.find_spec("torch") is not None

@@ -31,6 +31,7 @@ CONCURRENCY_LIMIT = 1000  # functions at a time: what an AWS account has unless 
 MEMORY_MB = (128, 10240)
 LARGEST_SHARD_MB = 512  # the largest value that Valkey stores under one key
 
+_ORPHAN_TIMEOUT = Duration(5)
 _TARGET = re.compile(r".+:[^:/\\]+")
 _OBJECTS = re.compile(r"s3://.+|file:///.+")
 _ENDPOINT = re.compile(r"https?://[^/]+/?")
@@ -98,6 +99,8 @@ class TrainConfig:
     """Let the job change workers and memory itself; by default if it has a deadline or budget."""
     max_workers: int | None = None
     """The most that an adapting job may use; None means as many as ``streams``."""
+    orphan_timeout: Duration = _ORPHAN_TIMEOUT
+    """Seconds for which workers go on without a client; then they save and leave."""
     prices: Path | None = None
     """A file whose rates go before those that come with the package."""
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -223,6 +226,8 @@ class TrainConfig:
                     f"Lambda runs at most {CONCURRENCY_LIMIT:,} functions of an account at a "
                     "time, so give no more than that.",
                 )
+        if self.orphan_timeout <= 0:
+            raise self._refuse("orphan_timeout", "give a time of more than 0.")
         low, high = MEMORY_MB
         if not low <= self.memory_mb <= high:
             raise self._refuse("memory_mb", f"Lambda offers {low} to {high:,} MB.")

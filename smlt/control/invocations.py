@@ -79,7 +79,10 @@ class Invocations:
         log_folder: Path,
         clock: Callable[[], float] = time.monotonic,
         prices: Prices | None = None,
+        earlier: tuple[float, float] = (0.0, 0.0),
     ) -> None:
+        """Count on from what an earlier client of the job was billed: GB-seconds and dollars."""
+        self._earlier = earlier
         self._folder = log_folder
         self._prices = prices or read_prices()
         self._clock = clock
@@ -125,7 +128,7 @@ class Invocations:
     def bill(self) -> tuple[float, float]:
         """Return GB-seconds and US dollars so far, at Lambda's prices."""
         now = self._clock()
-        amount = dollars = 0.0
+        amount, dollars = self._earlier
         for invocation in self._by_id.values():
             billed = invocation.billed_ms if invocation.ended else (now - invocation.sent) * 1000
             amount += gb_seconds(billed, invocation.memory_mb)

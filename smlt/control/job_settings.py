@@ -43,7 +43,7 @@ def function_environment(memory_mb: int) -> dict[str, str]:
 
 def _limits(config: TrainConfig) -> Limits:
     if not config.inline:
-        return Limits()
+        return Limits(orphan_s=config.orphan_timeout)
     # In a debugger a rank may stand still for as long as its user likes.
     return Limits(
         lease_s=_FOREVER_S, client_lease_s=_FOREVER_S, orphan_s=_FOREVER_S, function_s=_FOREVER_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -87,17 +88,19 @@ class LambdaClient:
     ) -> str:
         """Create a function and publish a version of it; return the version's qualifier."""
         with _translated(f"creating the function {name}"):
-            await self._functions.create_function(
-                FunctionName=name,
-                Runtime=runtime,
-                Role=ROLE,
-                Handler=handler,
-                Code={"ZipFile": package},
-                MemorySize=memory_mb,
-                Timeout=timeout_s,
-                EphemeralStorage={"Size": TMP_MB},
-                Environment={"Variables": dict(environment)},
-            )
+            with contextlib.suppress(self._functions.exceptions.ResourceConflictException):
+                # An earlier client of the job has made it: the name tells its code and its size.
+                await self._functions.create_function(
+                    FunctionName=name,
+                    Runtime=runtime,
+                    Role=ROLE,
+                    Handler=handler,
+                    Code={"ZipFile": package},
+                    MemorySize=memory_mb,
+                    Timeout=timeout_s,
+                    EphemeralStorage={"Size": TMP_MB},
+                    Environment={"Variables": dict(environment)},
+                )
             await self._until_ready(name)
             published = await self._functions.publish_version(FunctionName=name)
             await self._until_ready(name, published["Version"])

@@ -27,7 +27,8 @@ class ProgressFeed:
         self.progress = progress
         self._events = events
         self._clock = clock
-        self._started = clock()
+        # An earlier client of the job may have spent some time already.
+        self._started = clock() - progress.elapsed_s
         self._recent: deque[StepRecord] = deque()
         self._last_step = clock()
 

@@ -17,6 +17,7 @@ from smlt.control.progress import Progress, Summary
 
 MARKER = ".smlt-run-directory"
 """Lies in every run directory, so that none is ever packed as code or data."""
+_OBJECTS = "objects.url"
 _STATUS_S = 0.5
 
 
@@ -27,12 +28,30 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, run_dir: Path, job_id: str) -> RunFolder:
-        """Make the folder of a new job."""
+    def create(cls, run_dir: Path, job_id: str, objects_url: str) -> RunFolder:
+        """Make the folder of a new job, and note where its objects are."""
         folder = cls(run_dir / "jobs" / job_id)
         folder.logs.mkdir(parents=True)
         (run_dir / MARKER).touch()
+        (folder.path / _OBJECTS).write_text(objects_url, encoding="utf-8")
         return folder
+
+    @property
+    def objects_url(self) -> str:
+        """The object store of the job."""
+        try:
+            return (self.path / _OBJECTS).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return (self.path.parents[1].absolute() / "objects").as_uri()
+
+    def reopen(self) -> None:
+        """Make the folder ready for a job that goes on: how it ended before is no longer true."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
 
     @property
     def logs(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -96,6 +97,25 @@ class Supervisor:
         await self._settle(_SETTLE_S)
         self._show()
         return Ended(self._view.failure, self._view.reasons)
+
+    async def conclude(self, failure: Failure) -> None:
+        """End a generation that another client began: tell its ranks, and wait until they left.
+
+        A store that is gone, or another one, can tell nobody: the ranks notice by themselves.
+        """
+        with contextlib.suppress(StoreError):
+            [packed] = await self._store.values([self._keys.roster])
+            if packed is not None:
+                self._view.fix(msgpack.unpackb(packed)["ranks"])
+            await self.abort(failure)
+            reading = asyncio.create_task(self._read())
+            try:
+                while not self._view.is_over and not reading.done() and not self._is_overdue():
+                    await self._look_at_leases()
+                    await self._news_within(_READ_S)
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
 
     async def stop(self, reason: StepFlag) -> None:
         """Ask all ranks to leave after their current step; before the start, after their first."""
@@ -211,11 +231,15 @@ class Supervisor:
 
     async def _until_over(self) -> None:
         """Wait until every rank has left or is lost, or the limit for saving has passed."""
-        while not self._view.is_over:
-            since = self._view.ending_since
-            if since is not None and self._clock() > since + self._limits.save_s:
-                return
+        while not self._view.is_over and not self._is_overdue():
             await self._news_within(_READ_S)
+
+    def _is_overdue(self) -> bool:
+        """Whether the ranks have had their time to leave."""
+        since, failure = self._view.ending_since, self._view.failure
+        at_once = failure is not None and failure.kind == "stop"
+        limit_s = self._limits.stop_s if at_once else self._limits.save_s
+        return since is not None and self._clock() > since + limit_s
 
     async def _news_within(self, limit_s: float) -> bool:
         try:

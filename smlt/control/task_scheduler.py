@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,21 +16,29 @@ from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.supervisor import Ended, Supervisor
-from smlt.errors import CloudError, StoreError
+from smlt.errors import CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.messages import Failure, Position, ResourcePlan, StepFlag, WorkerTask
 
+logger = logging.getLogger(__name__)
+
 # The same failure so often, with no step of progress between, ends the job.
 _SAME_FAILURE = 3
+# So many generations in a row that get no step further end it, whatever their failures.
+_BARREN = 10
 # These come again for certain: another try would only cost.
 _FATAL = {"numbers", "memory", "space", "user", "unreachable"}
 # A store that is gone is not waited for.
 _TIDY_S = 2.0
 _BACKOFF_S = 0.5
 _BACKOFF_LIMIT_S = 30.0
+# Renewals in the time after which the lease on the job is free.
+_BEATS = 4
+AT_ONCE = "stopped at once, on request"
+"""What is said of a job that did not wait for the end of its step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +85,52 @@ class TaskScheduler:
         self._running: asyncio.Task[Outcome] | None = None
         self._given_up: Failure | None = None
         self._wanted_plan: ResourcePlan | None = None
+        self._overtaken: JobHeldError | None = None
         self._stopping = asyncio.Event()
         self._failures: Counter[tuple[object, ...]] = Counter()
+        self._barren = 0
+        self._reached: Position | None = None
 
     async def run(self) -> Outcome:
-        """Run generation after generation; the job's durable state says how it ended."""
+        """Run generation after generation; the job's durable state says how it ended.
+
+        Raises:
+            JobHeldError: another client has taken over; nothing was changed since.
+        """
         self._running = asyncio.create_task(self._generations())
+        holding = asyncio.create_task(self._hold())
         try:
             outcome = await self._running
         except asyncio.CancelledError:
+            if self._overtaken is not None:
+                raise self._overtaken from None
             if self._given_up is None:
                 raise
             outcome = await self._abandoned(self._given_up)
+        finally:
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
         await self._job.end(outcome.status, outcome.message, outcome.newest)
         return outcome
+
+    async def _hold(self) -> None:
+        """Keep the lease on the job, and hear of stops that another process asks for."""
+        while True:
+            await asyncio.sleep(self._job.state.spec.limits.hold_s / _BEATS)
+            try:
+                await self._job.renew()
+                if self._job.state.stop_now:
+                    await self.stop_now()
+                elif self._job.state.stop_requested and not self._stopping.is_set():
+                    await self.request_stop()
+            except JobHeldError as error:
+                self._overtaken = error
+                if self._running is not None:
+                    self._running.cancel()
+                return
+            except StoreError as error:
+                # Training needs no job state between generations: it may come back.
+                logger.warning("the lease on the job could not be renewed: %s", error)
 
     def give_up(self, failure: Failure) -> None:
         """End the job at once, as failed: what it runs on is gone for good."""
@@ -98,7 +139,9 @@ class TaskScheduler:
             self._running.cancel()
 
     async def _generations(self) -> Outcome:
-        parent = self._job.state.parent
+        parent = await self._conclude()
+        if self._job.state.stop_requested:
+            self._stopping.set()
         while True:
             ended = await self._run_generation(parent)
             generation = self._job.state.generation
@@ -157,10 +200,31 @@ class TaskScheduler:
                 held = replace(held, workers=wanted.workers)
         return held, await self._functions.of(held.memory_mb)
 
+    async def stop_now(self) -> None:
+        """End the job without waiting for the step: no worker outlives ``limits.stop_s``."""
+        self._stopping.set()
+        self._feed.progress.state = "stopping"
+        if self._supervisor is not None:
+            with contextlib.suppress(StoreError):
+                await self._supervisor.abort(Failure(kind="stop", message=AT_ONCE))
+
+    async def _conclude(self) -> Position | None:
+        """End the generation that an earlier client left running; return the newest state."""
+        state = self._job.state
+        if state.generation and state.status == "running":
+            why = Failure(kind="client", message="another client has taken over the job")
+            if state.stop_now:
+                why = Failure(kind="stop", message=AT_ONCE)
+            function = await self._functions.of(state.plan.memory_mb)
+            earlier = self._supervise(state.generation, state.plan, function)
+            await earlier.conclude(why)
+            await self._tidy(state.generation)
+        newest = await checkpoint.newest(self._objects, state.job_id, state.generation)
+        return newest or state.parent
+
     async def _run_generation(self, parent: Position | None) -> Ended:
         plan, function = await self._planned()
         number = await self._job.draw(parent, plan)
-        state = self._job.state
         progress = self._feed.progress
         progress.generation, progress.workers = number, plan.workers
         progress.memory_mb = plan.memory_mb
@@ -171,10 +235,27 @@ class TaskScheduler:
             workers=plan.workers,
             memory_mb=plan.memory_mb,
         )
-        self._supervisor = Supervisor(
+        self._supervisor = self._supervise(number, plan, function)
+        if self._stopping.is_set():
+            return Ended(None, StepFlag.USER)
+        if self._wanted_plan is not None:
+            # It came while this generation was being drawn.
+            await self._supervisor.stop(StepFlag.PLAN)
+        progress.state = "running"
+        ended = await self._supervisor.run()
+        self._supervisor = None
+        self._feed.rest()
+        if ended.failure is not None:
+            self._feed.event("abort", generation=number, **ended.failure.to_dict())
+        await self._tidy(number)
+        return ended
+
+    def _supervise(self, generation: int, plan: ResourcePlan, function: Function) -> Supervisor:
+        state = self._job.state
+        return Supervisor(
             WorkerTask(
                 job_id=state.job_id,
-                generation=number,
+                generation=generation,
                 rank=0,
                 token=state.token,
                 objects=self._objects_url,
@@ -189,19 +270,6 @@ class TaskScheduler:
             limits=state.spec.limits,
             clock=self._clock,
         )
-        if self._stopping.is_set():
-            return Ended(None, StepFlag.USER)
-        if self._wanted_plan is not None:
-            # It came while this generation was being drawn.
-            await self._supervisor.stop(StepFlag.PLAN)
-        progress.state = "running"
-        ended = await self._supervisor.run()
-        self._supervisor = None
-        self._feed.rest()
-        if ended.failure is not None:
-            self._feed.event("abort", generation=number, **ended.failure.to_dict())
-        await self._tidy(number)
-        return ended
 
     async def _tidy(self, generation: int) -> None:
         """Free what the generation left in the parameter store; expiry would, but later."""
@@ -219,6 +287,8 @@ class TaskScheduler:
 
         if await self._objects.head(JobObjects(state.job_id).model) is not None:
             return outcome("completed", "training is complete")
+        if state.stop_now:
+            return outcome("stopped", AT_ONCE)
         if self._stopping.is_set() or ended.reasons & StepFlag.USER:
             return outcome("stopped", "stopped on request")
         if ended.reasons & StepFlag.ORPHANED:
@@ -227,6 +297,10 @@ class TaskScheduler:
             return None
         if failure.kind in _FATAL:
             return outcome("failed", failure.message)
+        self._barren = self._barren + 1 if newest == self._reached else 1
+        self._reached = newest
+        if self._barren > _BARREN:
+            return outcome("failed", f"{failure.message} ({_BARREN} generations without a step)")
         signature = (*failure.signature, newest)
         self._failures[signature] += 1
         if self._failures[signature] >= _SAME_FAILURE:

@@ -41,6 +41,11 @@ class JobObjects:
         return f"{self.generation(generation)}{step:09d}/part-{part:05d}.safetensors"
 
 
+def job_objects(job_id: str) -> str:
+    """What every key of a job in the object store begins with."""
+    return f"jobs/{job_id}/"
+
+
 def package_key(code: str) -> str:
     """The deployment package with this SHA-256."""
     return f"code/{code}.zip"

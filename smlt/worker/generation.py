@@ -59,7 +59,7 @@ class Generation:
         *,
         request_id: str,
         deadline: float,
-        on_abort: Callable[[], None],
+        on_abort: Callable[[Failure, Limits], None],
         clock: Callable[[], float] = time.monotonic,
         nonce: Callable[[], str] = secrets.token_hex,
     ) -> None:
@@ -232,5 +232,5 @@ class Generation:
         elif event == b"abort":
             self.aborted = Failure.from_dict(msgpack.unpackb(fields["failure"]))
             self.notices.fail(AbortedError(self.aborted.message))
-            self._on_abort()
+            self._on_abort(self.aborted, self.limits)
         self._news.set()

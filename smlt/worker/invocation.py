@@ -17,7 +17,7 @@ from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.weights import save_weights
-from smlt.messages import Failure, JobState, Position, StepFlag, WorkerTask
+from smlt.messages import Failure, JobState, Limits, Position, StepFlag, WorkerTask
 from smlt.worker.ending import Ending
 from smlt.worker.failures import failure_of
 from smlt.worker.forwarding import NoticeForwarder
@@ -65,9 +65,7 @@ class Invocation:
                 limits,
                 request_id=self._request_id,
                 deadline=self._deadline,
-                on_abort=lambda: self._host.watchdog.bite_within(
-                    limits.save_s, "the limit for saving"
-                ),
+                on_abort=self._on_abort,
                 clock=self._host.clock,
                 nonce=self._host.nonce,
             )
@@ -79,6 +77,12 @@ class Invocation:
             async with _beside(generation):
                 with forwarded:
                     return await self._take_part(generation, roster, job)
+
+    def _on_abort(self, failure: Failure, limits: Limits) -> None:
+        if failure.kind == "stop":
+            self._host.watchdog.bite_within(limits.stop_s, "the limit for stopping at once")
+        else:
+            self._host.watchdog.bite_within(limits.save_s, "the limit for saving")
 
     def _is_superseded(self, job: JobState) -> bool:
         newer = job.generation != self._task.generation or job.token > self._task.token
@@ -93,7 +97,7 @@ class Invocation:
             async with self._saving(generation, roster, loaded) as saving:
                 with loaded.samples:
                     trainer = self._trainer(generation, roster, job, loaded, saving)
-                    reasons = await trainer.run(loaded.parent.position.step)
+                    reasons = await trainer.run(loaded.step)
         # A task may call sys.exit(): that is its failure, not the end of this process.
         except (Exception, SystemExit) as error:
             failure = await self._abort(generation, error, trainer)
@@ -183,7 +187,7 @@ class Invocation:
     ) -> None:
         """Save the state that this rank holds, and the model if training is complete."""
         manifest = loaded.parent
-        if trainer.step != manifest.position.step:
+        if trainer.step != loaded.step:
             held = Position(generation=self._task.generation, step=trainer.step)
             writer = loaded.writer(self._objects, self._task.job_id, held, roster.world_size)
             ending = Ending(generation, roster, self._objects, loaded.parent)

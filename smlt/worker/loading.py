@@ -46,6 +46,8 @@ class Loaded:
     schedule: Schedule
     parent: Manifest
     """The committed state that it begins from."""
+    step: int
+    """The first step to take: the parent's, unless the job was made longer."""
 
     def info(self, step: int) -> dict[str, Any]:
         """Return what the manifest of a later state of this job says beside the state."""
@@ -124,12 +126,12 @@ class Loader:
                 f"began with {manifest.info.get(_SAMPLES)}: it must not depend on the rank"
             )
         target.load(manifest.scalars["target"])
-        step = manifest.position.step
+        step = schedule.step_after(manifest.position.step, manifest.info.get(TRAINED, 0))
         virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
         samples = Samples(train, test, order, virtual, schedule, step)
         if self._rank == 0:
             await self._report_plan(schedule)
-        return Loaded(task, target, samples, schedule, manifest)
+        return Loaded(task, target, samples, schedule, manifest, step)
 
     async def _warm(self) -> tuple[Task | None, Manifest | None]:
         """Return the task of this environment's memory, if it holds the parent's state."""

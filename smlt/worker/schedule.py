@@ -60,3 +60,17 @@ class Schedule:
 
     def is_last(self, step: int) -> bool:
         return self.total is not None and step >= self.total - 1
+
+    def is_over(self, step: int) -> bool:
+        """Whether nothing is left to do from this step on."""
+        return self.total is not None and step >= self.total
+
+    def step_after(self, step: int, trained: int) -> int:
+        """Return where a job goes on that was saved at ``step`` with so many steps trained.
+
+        That is ``step``, unless the job was made longer since: its last evaluation may have
+        stood where training goes on now, and is then not counted.
+        """
+        while step > 0 and self.at(step).trained > trained:
+            step -= 1
+        return step

@@ -103,7 +103,8 @@ class Trainer:
         return agreed
 
     async def _until_agreed(self) -> StepFlag:
-        agreed = StepFlag.TARGET if self._target.reached else StepFlag(0)
+        done = self._target.reached or self._schedule.is_over(self.step)
+        agreed = StepFlag.TARGET if done else StepFlag(0)
         while not agreed.stops:
             self._generation.step = self.step
             slot = self._schedule.at(self.step)
@@ -113,8 +114,6 @@ class Trainer:
             if self._schedule.is_last(self.step):
                 flags |= StepFlag.TARGET
             agreed = await (self._evaluate if slot.evaluation else self._train)(slot, flags)
-            if agreed & StepFlag.TARGET:
-                self._target.reached = True
             self.step += 1
             await self._report()
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:

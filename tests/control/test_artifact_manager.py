@@ -54,7 +54,7 @@ def test_package_leaves_out_data_runs_environments_and_hidden_files(project):
     (project / "venv").mkdir()
     (project / "venv" / "pyvenv.cfg").write_text("")
     (project / "venv" / "big.py").write_text("")
-    RunFolder.create(project / "runs", "job")
+    RunFolder.create(project / "runs", "job", "memory://x")
     package, _ = pack_code(locate("train.py:Task", project), skip=[project / "data"])
     assert user_names(package) == {"train.py", "layers/__init__.py"}
 

@@ -1,5 +1,6 @@
 """Numbered steps against a loop that counts them one by one."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,3 +49,15 @@ def test_job_without_bound_has_no_end():
     schedule = Schedule(steps_per_epoch=3, evaluates=True, epochs=None, steps=None)
     assert schedule.total is None
     assert not schedule.is_last(10**9)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 6, 7, 8])
+def test_job_made_longer_leaves_out_no_batch_and_takes_none_twice(steps):
+    shape = {"steps_per_epoch": 4, "evaluates": True, "epochs": None}
+    short, long = Schedule(**shape, steps=steps), Schedule(**shape, steps=20)
+    ended = short.total
+    begins = long.step_after(ended, short.at(ended).trained)
+    slots = [short.at(step) for step in range(ended)]
+    slots += [long.at(step) for step in range(begins, long.total)]
+    taken = [(slot.epoch, slot.batch) for slot in slots if not slot.evaluation]
+    assert taken == [divmod(number, 4) for number in range(20)]

@@ -1,0 +1,70 @@
+"""What may be changed in a job that goes on: how much of it, and on how many functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from smlt.config.sources import flag, shown, typed
+from smlt.config.train import CONCURRENCY_LIMIT, MEMORY_MB
+from smlt.errors import ConfigError
+from smlt.messages import JobSpec, ResourcePlan
+
+_NAMES = ("workers", "memory_mb", "epochs", "steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeConfig:
+    """The options of ``smlt resume``; None leaves a setting as the job has it."""
+
+    workers: int | None = None
+    memory_mb: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+
+    @classmethod
+    def load(cls, arguments: Mapping[str, Any]) -> Self:
+        """Read the texts of a command line.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
+        given = {name: arguments[name] for name in _NAMES if arguments.get(name) is not None}
+        config = cls(**{name: typed(value, int, flag(name)) for name, value in given.items()})
+        for name in given:
+            if getattr(config, name) < 1:
+                raise _refused(name, getattr(config, name), "give a whole number of at least 1.")
+        low, high = MEMORY_MB
+        if config.memory_mb is not None and not low <= config.memory_mb <= high:
+            raise _refused("memory_mb", config.memory_mb, f"Lambda offers {low} to {high:,} MB.")
+        return config
+
+    @property
+    def is_longer(self) -> bool:
+        """Whether another end was asked for."""
+        return self.epochs is not None or self.steps is not None
+
+    def spec(self, spec: JobSpec) -> JobSpec:
+        """Return what the job is now to do; a new end replaces the old one, whatever its kind."""
+        if not self.is_longer:
+            return spec
+        return replace(spec, epochs=self.epochs, steps=self.steps)
+
+    def plan(self, plan: ResourcePlan, spec: JobSpec) -> ResourcePlan:
+        """Return the functions that the job is now to have.
+
+        Raises:
+            ConfigError: the job cannot be shared by so many.
+        """
+        workers = self.workers or plan.workers
+        most = min(spec.virtual_workers, CONCURRENCY_LIMIT)
+        if workers > most:
+            raise _refused("workers", workers, f"the job has data for {most} workers at most.")
+        if spec.aggregators is not None and workers < spec.aggregators:
+            raise _refused("workers", workers, f"the job has {spec.aggregators} aggregators.")
+        return ResourcePlan(workers=workers, memory_mb=self.memory_mb or plan.memory_mb)
+
+
+def _refused(name: str, value: int, why: str) -> ConfigError:
+    return ConfigError(f"{flag(name)} is {shown(value)}: {why}")

@@ -1,0 +1,148 @@
+"""Go on with a job that another client began: take it over live, or resume it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from smlt.config.resume import ResumeConfig
+from smlt.control.job import Job, this_client
+from smlt.control.progress import Summary
+from smlt.control.run_folder import RunFolder
+from smlt.control.summary import summarise
+from smlt.control.task_scheduler import Outcome
+from smlt.embedded.running_cloud import RunningCloud
+from smlt.errors import NotFoundError, UserError
+from smlt.io import checkpoint
+from smlt.io.keys import JobObjects, package_key
+from smlt.io.object_store import ObjectStore
+from smlt.io.stores import open_object_store
+from smlt.lead import Lead, check_server, disk_errors
+from smlt.messages import JobState, Limits
+from smlt.place import LINGER_S, left_place
+
+# Limits so long are a debugger's; functions do not have them.
+_DEBUGGER_S = 1e8
+
+
+class Continuation(Lead):
+    """One job from where it stands to its summary. It ends the generation that still runs."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        job_id: str,
+        *,
+        changes: ResumeConfig | None = None,
+        parameters: str | None = None,
+    ) -> None:
+        """Name the job; without ``changes`` only one that has not ended is gone on with."""
+        super().__init__()
+        self._run_dir = run_dir.resolve()
+        self._changes = changes
+        self._parameters = parameters
+        self.progress.job_id = job_id
+
+    async def train(self) -> Summary:
+        """Lead the job to its end.
+
+        Raises:
+            UserError: there is no such job, or nothing to go on with.
+            JobHeldError: its client lives; the text says who it is.
+            SmltError: a store or the cloud failed in a way that no new generation mends.
+        """
+        self._running = asyncio.current_task()
+        folder = RunFolder(self._run_dir / "jobs" / self.progress.job_id)
+        async with open_object_store(folder.objects_url) as objects:
+            job = await self._job(objects)
+            wanted = self._wanted(job.state)
+            if self._parameters is not None:
+                await check_server(self._parameters)
+            with disk_errors(self._run_dir):
+                await job.take_over(this_client(), **wanted)
+                return await self._go_on(job, objects, folder, anew=bool(wanted))
+
+    async def _go_on(
+        self, job: Job, objects: ObjectStore, folder: RunFolder, *, anew: bool
+    ) -> Summary:
+        state = job.state
+        if anew:
+            # A job that goes on is not complete, whatever it was.
+            await objects.delete(JobObjects(state.job_id).model)
+        folder.reopen()
+        self._recall(folder, state)
+        if state.stop_requested and await self._cloud_is_gone(folder):
+            return await self._end(job, objects, folder)
+        package, _ = await objects.get(package_key(state.spec.code))
+        orphan_s = state.spec.limits.orphan_s
+        async with left_place(self._run_dir, folder, self._parameters, orphan_s) as place:
+            return await self._lead(job, objects, package, place, folder)
+
+    async def _job(self, objects: ObjectStore) -> Job:
+        job_id = self.progress.job_id
+        try:
+            job = await Job.load(objects, job_id)
+        except NotFoundError:
+            raise UserError(f"There is no job {job_id!r} in {self._run_dir}.") from None
+        if job.state.status == "removed":
+            raise UserError(f"Job {job_id} is being removed.")
+        return job
+
+    def _wanted(self, state: JobState) -> dict[str, Any]:
+        """Return what of the job's state changes with its client."""
+        changes, job_id = self._changes, state.job_id
+        if changes is None:
+            if state.status != "running":
+                raise UserError(
+                    f"Job {job_id} has ended ({state.status}): `smlt resume {job_id}` goes on "
+                    "with it from its newest checkpoint."
+                )
+            return {}
+        if state.status == "completed" and not changes.is_longer:
+            raise UserError(
+                f"Job {job_id} is complete: give --epochs or --steps to train it further."
+            )
+        spec = changes.spec(state.spec)
+        if spec.limits.lease_s > _DEBUGGER_S:
+            spec = replace(spec, limits=Limits())
+        return {
+            "spec": spec,
+            "plan": changes.plan(state.plan, spec),
+            "status": "running",
+            "stop_requested": False,
+            "stop_now": False,
+            "ending": "",
+        }
+
+    def _recall(self, folder: RunFolder, state: JobState) -> None:
+        """Count time and cost on from what the earlier client has written down."""
+        progress = self.progress
+        progress.epochs = state.spec.epochs
+        progress.workers, progress.memory_mb = state.plan.workers, state.plan.memory_mb
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            before = json.loads(folder.status.read_text(encoding="utf-8"))
+            progress.step, progress.epoch = int(before["step"]), int(before["epoch"])
+            progress.elapsed_s = float(before["elapsed_s"])
+            progress.billed_gb_s = float(before["billed_gb_s"])
+            progress.cost_usd = float(before["cost_usd"])
+
+    async def _cloud_is_gone(self, folder: RunFolder) -> bool:
+        return await RunningCloud.find(folder.cloud, hold_s=LINGER_S) is None
+
+    async def _end(self, job: Job, objects: ObjectStore, folder: RunFolder) -> Summary:
+        """End, as it was asked to, a job of which nothing runs any more."""
+        state = job.state
+        newest = await checkpoint.newest(objects, state.job_id, state.generation)
+        outcome = Outcome(
+            "stopped", "stopped on request", newest or state.parent, None, state.generation
+        )
+        await job.end(outcome.status, outcome.message, outcome.newest)
+        self.progress.state = outcome.status
+        async with folder.status_of(self.progress):
+            summary = await summarise(self.progress, outcome, objects, folder)
+        folder.write_summary(summary)
+        return summary

@@ -1,0 +1,171 @@
+"""Lead one job as its client: from an open cloud to the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from smlt.control import artifact_manager
+from smlt.control.event_log import EventLog
+from smlt.control.functions import Function, Functions
+from smlt.control.invocations import Invocations
+from smlt.control.job import Job
+from smlt.control.job_settings import function_environment
+from smlt.control.prices import read_prices
+from smlt.control.progress import Progress, Summary
+from smlt.control.progress_feed import ProgressFeed
+from smlt.control.run_folder import RunFolder
+from smlt.control.summary import summarise
+from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
+from smlt.errors import JobHeldError, StoreError, StoreFullError, UserError
+from smlt.io.keys import job_prefix
+from smlt.io.object_store import ObjectStore
+from smlt.io.parameter_store import ParameterStore
+from smlt.io.stores import open_object_store, open_parameter_store
+from smlt.messages import Failure, JobSpec
+from smlt.place import Place
+
+# A server that answers at all answers within this.
+REACH_S = 3.0
+
+
+class Lead:
+    """What every client of a job does, however it came to it."""
+
+    def __init__(self, prices: Path | None = None) -> None:
+        self.progress = Progress()
+        self._prices = prices
+        self._scheduler: TaskScheduler | None = None
+        self._running: asyncio.Task[Any] | None = None
+        self._stop_requested = False
+
+    async def request_stop(self) -> None:
+        """End cleanly: every rank leaves after its current step, and the state is saved."""
+        self._stop_requested = True
+        self.progress.state = "stopping"
+        if self._scheduler is not None:
+            await self._scheduler.request_stop()
+
+    async def stop_now(self) -> None:
+        """End at once; what the newest checkpoint does not hold is lost."""
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _lead(
+        self, job: Job, objects: ObjectStore, package: bytes, place: Place, folder: RunFolder
+    ) -> Summary:
+        """Take the job, of which this client holds the lease, to its end."""
+        progress, spec = self.progress, job.state.spec
+        progress.notices.extend(place.notices)
+        feed = ProgressFeed(progress, EventLog(folder.events))
+        earlier = progress.billed_gb_s, progress.cost_usd
+        invocations = Invocations(folder.logs, prices=read_prices(self._prices), earlier=earlier)
+        functions = Functions(self._maker(place, package, spec))
+        await functions.of(job.state.plan.memory_mb)
+        store = open_parameter_store(place.parameters, time_limit_s=spec.limits.store_s)
+        async with store, folder.status_of(progress):
+            scheduler = self._scheduler = TaskScheduler(
+                job,
+                objects=objects,
+                store=store,
+                cloud=place.cloud,
+                functions=functions,
+                invocations=invocations,
+                feed=feed,
+                objects_url=objects.url,
+                parameters_url=place.parameters,
+            )
+            if self._stop_requested:
+                await scheduler.request_stop()
+            watch = asyncio.create_task(_watch(place, scheduler))
+            try:
+                outcome = await scheduler.run()
+            except asyncio.CancelledError:
+                await self._cut_short(job, objects, store, folder)
+                raise
+            except JobHeldError:
+                raise  # what is in the stores is another client's now
+            except BaseException:
+                await _sweep(store, progress.job_id)
+                raise
+            finally:
+                self._scheduler = None
+                watch.cancel()
+            await _sweep(store, progress.job_id)
+            progress.state = outcome.status
+            feed.event("end", status=outcome.status, message=outcome.message)
+        if outcome.failure is not None and outcome.failure.kind == "user":
+            raise UserError(outcome.message)
+        summary = await summarise(progress, outcome, objects, folder)
+        folder.write_summary(summary)
+        return summary
+
+    async def _cut_short(
+        self, job: Job, objects: ObjectStore, store: ParameterStore, folder: RunFolder
+    ) -> None:
+        """Write down that the job was stopped without waiting for its step."""
+        self.progress.state = "stopped"
+        state = job.state
+        await job.end("stopped", AT_ONCE, state.parent)
+        stopped = Outcome("stopped", AT_ONCE, state.parent, None, state.generation)
+        folder.write_summary(await summarise(self.progress, stopped, objects, folder))
+        await _sweep(store, state.job_id)
+
+    @staticmethod
+    def _maker(place: Place, package: bytes, spec: JobSpec) -> Callable[[int], Awaitable[Function]]:
+        """Return what makes the function of a size of memory."""
+
+        async def make(memory_mb: int) -> Function:
+            name = f"smlt-{spec.code[:12]}-{memory_mb}"
+            version = await place.cloud.create_function(
+                name,
+                package,
+                handler=artifact_manager.HANDLER,
+                memory_mb=memory_mb,
+                timeout_s=int(spec.limits.function_s),
+                environment=function_environment(memory_mb),
+                runtime=artifact_manager.python_runtime(),
+            )
+            return Function(name=name, version=version, memory_mb=memory_mb)
+
+        return make
+
+
+async def _sweep(store: ParameterStore, job_id: str) -> None:
+    # Expiry would free what is left, but later; a store that is gone is not waited for.
+    with contextlib.suppress(StoreError, TimeoutError):
+        async with asyncio.timeout(REACH_S):
+            await store.sweep(job_prefix(job_id))
+
+
+async def _watch(place: Place, scheduler: TaskScheduler) -> None:
+    if place.ended is not None:
+        scheduler.give_up(Failure(kind="cloud", message=await place.ended()))
+
+
+async def check_server(url: str) -> None:
+    """Find out before anything is started that the server cannot be reached, and soon."""
+    async with open_parameter_store(url, time_limit_s=REACH_S) as store:
+        await store.values(["smlt"])
+
+
+async def check_objects(url: str) -> None:
+    """Find out before anything is started that the object store cannot be used."""
+    async with open_object_store(url) as store:
+        async for _ in store.list("code/none"):
+            return
+
+
+@contextmanager
+def disk_errors(run_dir: Path) -> Iterator[None]:
+    """Say in a sentence what the disk of the run directory refused."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise StoreFullError(f"cannot write to the run directory {run_dir}: {error}") from error
