@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Self, get_type_hints
 
+EXACT = "exact"
+"""The determinism that promises the same bits for any number of ranks, a power of two."""
+
 
 class StepFlag(enum.IntFlag):
     """What a rank wants of the end of a step; ORed over all ranks, it rides on the frames."""
@@ -111,6 +114,9 @@ class JobSpec(_Plain):
     aggregators: int | None = None
     """Owners of shards (m); by default as many as there are ranks."""
     wire_dtype: str = "fp32"
+    determinism: str = "fast"
+    """``exact``: the same bits for any number of ranks; ``fast``: for a fixed one."""
+    keep_checkpoints: int = 3
     checkpoint_s: float = 60.0
     digest_steps: int = 50
     limits: Limits = field(default_factory=Limits)

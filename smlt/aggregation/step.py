@@ -16,6 +16,7 @@ from operator import or_
 
 import numpy as np
 
+from smlt.aggregation.metric_sums import added
 from smlt.aggregation.notices import Arrival
 from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.transfer import Membership, Room, Shard, Spans, Transfer
@@ -213,9 +214,5 @@ def _merged(metas: Sequence[frame.Meta], shard: int) -> frame.Meta:
     if len({len(meta.present) for meta in metas}) != 1:
         raise FrameError(f"the ranks do not agree on the tensors in shard {shard}")
     bits = [np.frombuffer(meta.present, np.uint8) for meta in metas]
-    metrics: dict[str, tuple[float, float]] = {}
-    for meta in metas:
-        for name, (total, weight) in meta.metrics.items():
-            before = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (before[0] + total, before[1] + weight)
+    metrics = added([meta.metrics for meta in metas])
     return frame.Meta(np.bitwise_or.reduce(bits).tobytes(), metrics)

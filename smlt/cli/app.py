@@ -152,6 +152,15 @@ def _train(
     s3_endpoint: Annotated[
         Given, typer.Option("--s3-endpoint", metavar="URL", help="An S3-compatible service [AWS].")
     ] = None,
+    determinism: Annotated[
+        Given,
+        typer.Option(
+            metavar="exact|fast", help="Same bits for any number of workers, or a fixed one [fast]."
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        Given, typer.Option(metavar="N", help="How many of the newest stay [3].")
+    ] = None,
     parameters: Annotated[
         Given, typer.Option(metavar="URL", help="A running Valkey; by default one is started.")
     ] = None,

@@ -44,7 +44,9 @@ _COUNTS = (
     "batch_size",
     "patience",
     "virtual_workers",
+    "keep_checkpoints",
 )
+_DETERMINISMS = ("exact", "fast")
 _MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
 
 
@@ -103,6 +105,9 @@ class TrainConfig:
     """Seconds for which workers go on without a client; then they save and leave."""
     prices: Path | None = None
     """A file whose rates go before those that come with the package."""
+    determinism: str = "fast"
+    """``exact``: the same bits for any number of workers; ``fast``: for a fixed one."""
+    keep_checkpoints: int = 3
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Where each value came from, in words, for messages about it."""
 
@@ -261,6 +266,8 @@ class TrainConfig:
                 f"each batch is shared by {streams} virtual workers, so give at least {streams}, "
                 "or a smaller --virtual-workers.",
             )
+        if self.determinism not in _DETERMINISMS:
+            raise self._refuse("determinism", "write exact or fast.")
         if self.aggregators is not None and not 1 <= self.aggregators <= self.workers:
             raise self._refuse(
                 "aggregators", f"give a number from 1 to the {self.workers} workers there are."

@@ -26,6 +26,8 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "virtual_workers": config.streams,
         "shard_bytes": int(config.shard_mb * (1 << 20)),
         "aggregators": config.aggregators,
+        "determinism": config.determinism,
+        "keep_checkpoints": config.keep_checkpoints,
         "limits": _limits(config),
     }
 

@@ -54,6 +54,7 @@ class Supervisor:
         invocations: Invocations,
         feed: ProgressFeed,
         limits: Limits,
+        exact: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._first = first
@@ -65,6 +66,7 @@ class Supervisor:
         self._invocations = invocations
         self._feed = feed
         self._limits = limits
+        self._exact = exact
         self._clock = clock
         self._view = GenerationView(clock)
         self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
@@ -196,6 +198,8 @@ class Supervisor:
                 )
             )
             return
+        if self._exact:
+            claimed = claimed[: power_of_two(len(claimed))]
         self._view.fix(claimed)
         self._roster_fixed = self._clock()
         await self._store.first(
@@ -329,6 +333,11 @@ class Supervisor:
                 kind = "memory" if invocation.out_of_memory else "lost"
                 await self._lose(number, invocation.obituary, kind)
             rank.suspected = True
+
+
+def power_of_two(workers: int) -> int:
+    """Return the largest power of two of workers there is: ``exact`` takes no other number."""
+    return 1 << (workers.bit_length() - 1)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -15,13 +15,13 @@ from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
-from smlt.control.supervisor import Ended, Supervisor
+from smlt.control.supervisor import Ended, Supervisor, power_of_two
 from smlt.errors import CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
-from smlt.messages import Failure, Position, ResourcePlan, StepFlag, WorkerTask
+from smlt.messages import EXACT, Failure, Position, ResourcePlan, StepFlag, WorkerTask
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +190,10 @@ class TaskScheduler:
 
     async def _planned(self) -> tuple[ResourcePlan, Function]:
         """Return the plan of the next generation, and the function that it runs on."""
-        held, wanted = self._job.state.plan, self._wanted_plan
+        held, wanted = self._fitting(self._job.state.plan), self._wanted_plan
         self._wanted_plan = None
         if wanted is not None:
+            wanted = self._fitting(wanted)
             try:
                 return wanted, await self._functions.of(wanted.memory_mb)
             except CloudError as error:
@@ -221,6 +222,16 @@ class TaskScheduler:
             await self._tidy(state.generation)
         newest = await checkpoint.newest(self._objects, state.job_id, state.generation)
         return newest or state.parent
+
+    def _fitting(self, plan: ResourcePlan) -> ResourcePlan:
+        workers = power_of_two(plan.workers)
+        if self._job.state.spec.determinism != EXACT or workers == plan.workers:
+            return plan
+        self._feed.notice(
+            f"exact determinism takes a power of two of workers: {workers} instead of "
+            f"{plan.workers} are started"
+        )
+        return replace(plan, workers=workers)
 
     async def _run_generation(self, parent: Position | None) -> Ended:
         plan, function = await self._planned()
@@ -268,6 +279,7 @@ class TaskScheduler:
             invocations=self._invocations,
             feed=self._feed,
             limits=state.spec.limits,
+            exact=state.spec.determinism == EXACT,
             clock=self._clock,
         )
 

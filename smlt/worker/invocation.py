@@ -94,7 +94,7 @@ class Invocation:
         reasons, failure, loaded, trainer = StepFlag(0), None, None, None
         try:
             loaded = await Loader(generation, roster, job, self._objects, self._host).load()
-            async with self._saving(generation, roster, loaded) as saving:
+            async with self._saving(generation, roster, job, loaded) as saving:
                 with loaded.samples:
                     trainer = self._trainer(generation, roster, job, loaded, saving)
                     reasons = await trainer.run(loaded.step)
@@ -110,7 +110,9 @@ class Invocation:
             await generation.leave(reasons)
         return {"status": "left", "failure": failure.message if failure else None}
 
-    def _saving(self, generation: Generation, roster: Roster, loaded: Loaded) -> PeriodicSave:
+    def _saving(
+        self, generation: Generation, roster: Roster, job: JobState, loaded: Loaded
+    ) -> PeriodicSave:
         def copied_state() -> tuple[CheckpointWriter, dict[str, Any]]:
             at = Position(generation=self._task.generation, step=generation.step + 1)
             writer = loaded.writer(
@@ -119,7 +121,14 @@ class Invocation:
             return writer, loaded.info(at.step)
 
         rank = roster.ranks.index(self._task.rank)
-        return PeriodicSave(self._objects, generation, rank, copied_state, loaded.parent)
+        return PeriodicSave(
+            self._objects,
+            generation,
+            rank,
+            copied_state,
+            loaded.parent,
+            keep=job.spec.keep_checkpoints,
+        )
 
     def _trainer(
         self,

@@ -7,19 +7,19 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smlt.errors import CheckpointError, TaskError
+from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.manifest import Manifest
 from smlt.io.object_store import ObjectStore
 from smlt.io.tensor import as_tensor
 from smlt.io.weights import read_weights
-from smlt.messages import JobSpec, JobState, Position, WorkerReport
+from smlt.messages import EXACT, JobSpec, JobState, Position, WorkerReport
 from smlt.worker.data_iterator import Data
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.host import Host
 from smlt.worker.minibatch_buffer import map_style
-from smlt.worker.sample_order import SampleOrder, virtual_block
+from smlt.worker.sample_order import SampleOrder, portions, virtual_block
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule
 from smlt.worker.seeding import derive_seed
@@ -95,6 +95,11 @@ class Loader:
         """
         await self._generation.say("loading")
         spec = self._spec
+        if spec.determinism == EXACT and spec.wire_dtype != "fp32":
+            raise ConfigError(
+                f"exact determinism needs gradients as they are, and {spec.wire_dtype} on the wire "
+                "rounds them by rank: use fp32, or --determinism fast"
+            )
         task, manifest = await self._warm()
         fresh = task is None
         if task is None:
@@ -128,7 +133,8 @@ class Loader:
         target.load(manifest.scalars["target"])
         step = schedule.step_after(manifest.position.step, manifest.info.get(TRAINED, 0))
         virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
-        samples = Samples(train, test, order, virtual, schedule, step)
+        parts = portions(virtual, exact=spec.determinism == EXACT)
+        samples = Samples(train, test, order, parts, schedule, step)
         if self._rank == 0:
             await self._report_plan(schedule)
         return Loaded(task, target, samples, schedule, manifest, step)

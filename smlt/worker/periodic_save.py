@@ -16,7 +16,6 @@ from smlt.worker.generation import Generation
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
-_KEPT = 3
 
 
 class PeriodicSave:
@@ -33,12 +32,15 @@ class PeriodicSave:
         rank: int,
         copied_state: Callable[[], tuple[CheckpointWriter, Mapping[str, Any]]],
         parent: Manifest,
+        *,
+        keep: int,
     ) -> None:
         self._objects = objects
         self._generation = generation
         self._rank = rank
         self._copied_state = copied_state
         self._parent = parent
+        self._keep = keep
         self._saving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> PeriodicSave:
@@ -67,7 +69,7 @@ class PeriodicSave:
                     await prune(
                         self._objects,
                         self._generation.task.job_id,
-                        keep=_KEPT,
+                        keep=self._keep,
                         protect=[self._parent.position],
                     )
         except TimeoutError:

@@ -81,6 +81,11 @@ def virtual_block(rank: int, world_size: int, virtual_workers: int) -> range:
     return range(rank * virtual_workers // world_size, (rank + 1) * virtual_workers // world_size)
 
 
+def portions(virtual: range, *, exact: bool) -> list[range]:
+    """Return which virtual workers are computed on together: each alone where bits must agree."""
+    return [range(v, v + 1) for v in virtual] if exact else [virtual]
+
+
 def evaluation_batches(
     samples: int, batch_size: int, virtual_workers: int, virtual: range
 ) -> list[range]:

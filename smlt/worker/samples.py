@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from smlt.worker.minibatch_buffer import Indices, MinibatchBuffer
 from smlt.worker.sample_order import SampleOrder, evaluation_batches
 from smlt.worker.schedule import Schedule
 from smlt.worker.task import Dataset
+
+_STEPS_AHEAD = 4
 
 
 class Samples:
@@ -22,14 +24,17 @@ class Samples:
         train: Dataset,
         test: Dataset | None,
         order: SampleOrder,
-        virtual: range,
+        portions: Sequence[range],
         schedule: Schedule,
         first_step: int,
     ) -> None:
-        self.virtual = virtual
+        self.portions = portions
+        """The virtual workers whose samples are computed on together, in order."""
         self._test = test
         self._order = order
-        self._buffer = MinibatchBuffer(train, self._coming(schedule, first_step))
+        self._buffer = MinibatchBuffer(
+            train, self._coming(schedule, first_step), depth=_STEPS_AHEAD * len(portions)
+        )
 
     def __enter__(self) -> Samples:
         self._buffer.__enter__()
@@ -40,21 +45,24 @@ class Samples:
 
     def count(self, batch: int) -> int:
         """Return how many samples of an epoch's batch are this rank's."""
-        return self._order.count(batch, self.virtual)
+        return sum(self.portion_count(batch, portion) for portion in self.portions)
+
+    def portion_count(self, batch: int, portion: range) -> int:
+        return self._order.count(batch, portion)
 
     def training(self) -> list[Any]:
-        """Return this rank's samples of the next training step, which may be none."""
+        """Return the samples of the next portion of a training step, which may be none."""
         return next(self._buffer)
 
-    def evaluation(self) -> Iterator[list[Any]]:
-        """Iterate over this rank's part of the test split, in batches, in order."""
+    def evaluation(self, portion: range) -> Iterator[list[Any]]:
+        """Iterate over a portion's part of the test split, in batches, in order."""
         if self._test is None:
             return
         batches = evaluation_batches(
             len(self._test),
             max(1, self._order.batch_size // 2),
             self._order.virtual_workers,
-            self.virtual,
+            portion,
         )
         with MinibatchBuffer(self._test, iter(batches)) as buffer:
             yield from buffer
@@ -63,5 +71,6 @@ class Samples:
         while schedule.total is None or step < schedule.total:
             slot = schedule.at(step)
             if not slot.evaluation:
-                yield self._order.batch(slot.epoch, slot.batch, self.virtual)
+                for portion in self.portions:
+                    yield self._order.batch(slot.epoch, slot.batch, portion)
             step += 1

@@ -10,21 +10,20 @@ from typing import Any
 
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
+from smlt.aggregation.metric_sums import Metrics, added
 from smlt.aggregation.shard_plan import plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
 from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
 from smlt.worker.generation import Generation
+from smlt.worker.gradient_tree import GradientTree
 from smlt.worker.host import Compute
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule, Slot
 from smlt.worker.seeding import derive_seed
 from smlt.worker.target import Target
 from smlt.worker.task import Contribution, Task
-
-Metrics = dict[str, tuple[float, float]]
-"""Sums and their weights, by name."""
 
 # Progress reaches the client in batches, not more often than this.
 _REPORT_S = 0.2
@@ -78,6 +77,7 @@ class Trainer:
             aggregators=spec.aggregators,
         )
         self._buffer.partition(self._plan)
+        self._tree = GradientTree(self._buffer, len(samples.portions))
         self._records: list[dict[str, Any]] = []
         self._reported = self._saved = self._generation.clock()
 
@@ -145,9 +145,8 @@ class Trainer:
         )
         reducing = asyncio.create_task(reduction.run())
         try:
-            contribution = await self._gradients(reduction)
-            absent = contribution.absent
-            metrics.update(self._own_metrics(slot, contribution, count))
+            absent, own = await self._gradients(slot, reduction)
+            metrics.update(own)
             self._buffer.finish(reduction.ready)
             reduction.ready(self._plan.shards - 1)
             computed = self._generation.clock()
@@ -163,7 +162,7 @@ class Trainer:
         self._record(slot, result, self._generation.clock() - started)
         return StepFlag(result.flags)
 
-    async def _gradients(self, reduction: AllReduce) -> Contribution:
+    async def _gradients(self, slot: Slot, reduction: AllReduce) -> tuple[frozenset[str], Metrics]:
         """Compute this rank's gradient sums; shards go out while backward still runs."""
         loop = asyncio.get_running_loop()
         held_back = self._plan.shards - 1
@@ -175,20 +174,26 @@ class Trainer:
         def ready(name: str) -> None:
             loop.call_soon_threadsafe(self._buffer.ready, name, announce)
 
-        def work() -> Contribution:
-            # Transforms and the model draw from the same freshly seeded generators.
-            self._task.seed_generators(self._seed())
-            samples = self._samples.training()
-            return self._task.gradients(samples, self._buffer.views, ready)
+        def work() -> tuple[frozenset[str], Metrics]:
+            absent, metrics = [], []
+            for index, portion in enumerate(self._samples.portions):
+                # Transforms and the model draw from the same freshly seeded generators.
+                self._task.seed_generators(self._seed(portion))
+                samples = self._samples.training()
+                contribution = self._task.gradients(samples, *self._tree.leaf(index, ready))
+                self._tree.add(index)
+                absent.append(contribution.absent)
+                metrics.append(self._own_metrics(slot, contribution, portion))
+            return frozenset.intersection(*absent), added(metrics)
 
-        contribution: Contribution = await self._compute(work)
-        return contribution
+        found: tuple[frozenset[str], Metrics] = await self._compute(work)
+        return found
 
-    def _seed(self) -> int:
+    def _seed(self, portion: range) -> int:
         # From (seed, step, first virtual worker): no generator's state carries over.
-        return derive_seed(self._spec.seed, self.step, self._samples.virtual.start)
+        return derive_seed(self._spec.seed, self.step, portion.start)
 
-    def _own_metrics(self, slot: Slot, contribution: Contribution, count: int) -> Metrics:
+    def _own_metrics(self, slot: Slot, contribution: Contribution, portion: range) -> Metrics:
         if not math.isfinite(contribution.loss_sum):
             raise NumbersError(
                 f"the loss at step {slot.trained + 1} is {contribution.loss_sum}: a smaller "
@@ -198,6 +203,7 @@ class Trainer:
             name: (metric.total, metric.weight)
             for name, metric in self._task.drain_metrics().items()
         }
+        count = self._samples.portion_count(slot.batch, portion)
         return {**own, _LOSS: (contribution.loss_sum, count)}
 
     async def _evaluate(self, slot: Slot, flags: StepFlag) -> StepFlag:
@@ -223,9 +229,12 @@ class Trainer:
         return StepFlag(result.flags) | reached
 
     def _measure(self) -> Metrics:
+        return added([self._measure_portion(portion) for portion in self._samples.portions])
+
+    def _measure_portion(self, portion: range) -> Metrics:
         sums: Metrics = {}
-        self._task.seed_generators(self._seed())
-        for samples in self._samples.evaluation():
+        self._task.seed_generators(self._seed(portion))
+        for samples in self._samples.evaluation(portion):
             for name, metric in self._task.measure(samples).items():
                 total, weight = sums.get(name, (0.0, 0.0))
                 sums[name] = (total + metric.total, weight + metric.weight)
