@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -14,10 +15,14 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.s3_address import S3Address
 from smlt.io.server_address import ServerAddress
+from smlt.io.server_group import ServerGroup
 from smlt.io.valkey import ValkeyStore
 
 if TYPE_CHECKING:
     from smlt.io.s3 import S3ObjectStore
+
+
+_BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
 
 
 def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
@@ -25,7 +30,8 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
 
     Args:
         url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS),
-            ``unix:///path/to.sock[?db=0]`` or ``memory://name``.
+            ``unix:///path/to.sock[?db=0]``, several of these with commas between them, or
+            ``memory://name``.
         time_limit_s: how long a server may fail to answer before it counts as unreachable.
 
     Raises:
@@ -35,10 +41,14 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
     if scheme == "memory" and rest:
         return MemoryParameterStore(rest)
     if scheme in ("redis", "rediss", "unix"):
-        return ValkeyStore(ServerAddress.parse(url), time_limit_s=time_limit_s)
+        servers = [
+            ValkeyStore(ServerAddress.parse(one), time_limit_s=time_limit_s)
+            for one in _BETWEEN_SERVERS.split(url)
+        ]
+        return servers[0] if len(servers) == 1 else ServerGroup(url, servers)
     raise ConfigError(
         f"{url!r} is no parameter store: give redis://host:6379/0, rediss://host:6379/0,"
-        " unix:///path/to.sock or memory://name"
+        " unix:///path/to.sock, several of these with commas between them, or memory://name"
     )
 
 
