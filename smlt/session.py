@@ -49,8 +49,8 @@ class Session(Lead):
         progress.job_id = new_job_id(target.reference.rpartition(":")[2])
         progress.epochs = config.epochs
         self._running = asyncio.current_task()
-        if config.parameters is not None:
-            await check_server(config.parameters)
+        if config.parameter_store is not None:
+            await check_server(config.parameter_store)
         objects_url = config.object_store or (run_dir / "objects").as_uri()
         if config.objects is not None:
             await check_objects(objects_url)
@@ -79,5 +79,5 @@ class Session(Lead):
         """Choose the cloud that the settings ask for."""
         config = self._config
         if config.inline:
-            return inline_place(target.root, self.progress.job_id, config.parameters)
-        return embedded_place(run_dir, folder, config.parameters, config.orphan_timeout)
+            return inline_place(target.root, self.progress.job_id, config.parameter_store)
+        return embedded_place(run_dir, folder, config.parameter_store, config.orphan_timeout)

@@ -19,6 +19,7 @@ from smlt.aggregation.background import EventLoopThread
 from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
+from smlt.config.sharding import sharding
 from smlt.errors import ConfigError, UserError
 from smlt.io.stores import open_parameter_store
 
@@ -57,11 +58,13 @@ class AsyncAggregator:
         rank: int,
         world_size: int,
         time_limit_s: float = 120.0,
-        shard_mb: float = 4.0,
+        shard_mb: float | None = None,
         aggregators: int | None = None,
         lease_s: float = 10.0,
     ) -> None:
-        shard_bytes = int(shard_mb * (1 << 20))
+        shard_bytes, aggregators = sharding(
+            url, world_size, shard_mb=shard_mb, aggregators=aggregators
+        )
         spec = SessionSpec(world_size=world_size, shard_bytes=shard_bytes, aggregators=aggregators)
         limits = SessionLimits(
             step_s=time_limit_s,
@@ -188,7 +191,7 @@ class Aggregator:
         rank: int,
         world_size: int,
         time_limit_s: float = 120.0,
-        shard_mb: float = 4.0,
+        shard_mb: float | None = None,
         aggregators: int | None = None,
         lease_s: float = 10.0,
     ) -> None:

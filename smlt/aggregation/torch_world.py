@@ -23,10 +23,11 @@ from smlt.aggregation.background import EventLoopThread
 from smlt.aggregation.group import Group
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.store_log import StoreLog
+from smlt.config.sharding import sharding
 from smlt.errors import ConfigError
 
 PREFIX = "smlt+"
-SCHEMES = ("redis", "rediss", "unix", "memory")
+SCHEMES = ("redis", "rediss", "unix", "s3", "memory")
 
 _LEASE_S = 10.0
 _STORE_S = 15.0
@@ -55,10 +56,16 @@ class World:
         self.rank = int(options["rank"])
         self.world_size = int(options["world_size"])
         lease_s = float(options.get("lease_s", _LEASE_S))
+        shard_bytes, aggregators = sharding(
+            url,
+            self.world_size,
+            shard_mb=float(options["shard_mb"]) if "shard_mb" in options else None,
+            aggregators=int(options["aggregators"]) if "aggregators" in options else None,
+        )
         spec = SessionSpec(
             world_size=self.world_size,
-            shard_bytes=int(float(options.get("shard_mb", 4.0)) * (1 << 20)),
-            aggregators=int(options["aggregators"]) if "aggregators" in options else None,
+            shard_bytes=shard_bytes,
+            aggregators=aggregators,
             lanes=_LANES,
         )
         limits = SessionLimits(

@@ -35,7 +35,7 @@ _ORPHAN_TIMEOUT = Duration(5)
 _TARGET = re.compile(r".+:[^:/\\]+")
 _OBJECTS = re.compile(r"s3://.+|file:///.+")
 _ENDPOINT = re.compile(r"https?://[^/]+/?")
-_SERVER = re.compile(r"(rediss?|unix)://.+")
+_SERVER = re.compile(r"(rediss?|unix|s3)://.+")
 _COUNTS = (
     "workers",
     "max_workers",
@@ -76,7 +76,8 @@ class TrainConfig:
     """Evaluations without a better metric after which training ends."""
     init_from: Path | None = None
     keep_best: str | None = None
-    shard_mb: float = 4.0
+    shard_mb: float | None = None
+    """None means a size that suits the parameter store."""
     aggregators: int | None = None
     run_dir: Path = DEFAULT_RUN_DIR
     params: tuple[str, ...] = ()
@@ -171,6 +172,11 @@ class TrainConfig:
         """The object store's URL with the endpoint in it, as every worker needs it."""
         return self._with_endpoint(self.objects)
 
+    @property
+    def parameter_store(self) -> str | None:
+        """The parameter store's URL with the endpoint in it, as every worker needs it."""
+        return self._with_endpoint(self.parameters)
+
     def _with_endpoint(self, url: str | None) -> str | None:
         endpoint = self.s3_endpoint or s3_endpoint()
         if url is None or endpoint is None or not url.startswith("s3://") or "endpoint=" in url:
@@ -236,7 +242,7 @@ class TrainConfig:
         low, high = MEMORY_MB
         if not low <= self.memory_mb <= high:
             raise self._refuse("memory_mb", f"Lambda offers {low} to {high:,} MB.")
-        if not 0 < self.shard_mb <= LARGEST_SHARD_MB:
+        if self.shard_mb is not None and not 0 < self.shard_mb <= LARGEST_SHARD_MB:
             raise self._refuse("shard_mb", f"give more than 0 and at most {LARGEST_SHARD_MB} MB.")
 
     def _check_ends(self) -> None:
@@ -292,7 +298,7 @@ class TrainConfig:
             # The URL may hold a password, so it is not repeated.
             raise ConfigError(
                 f"{self.where('parameters')} is no URL of a Valkey or Redis server: write "
-                "redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket."
+                "redis://host:6379/0, rediss://… for TLS, unix:///path/to/socket, or s3://bucket."
             )
         if self.objects is not None and not _OBJECTS.fullmatch(self.objects):
             raise self._refuse("objects", "write s3://bucket/prefix or file:///absolute/path.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smlt.config import TrainConfig
+from smlt.config.sharding import sharding
 from smlt.messages import Limits, ResourcePlan
 
 _MB_PER_VCPU = 1769
@@ -13,6 +14,12 @@ _FOREVER_S = 1e9
 
 def training_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the fields of a JobSpec that a user sets directly."""
+    shard_bytes, aggregators = sharding(
+        config.parameters,
+        config.workers,
+        shard_mb=config.shard_mb,
+        aggregators=config.aggregators,
+    )
     return {
         "seed": config.seed,
         "batch_size": config.batch_size,
@@ -24,8 +31,8 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "budget_usd": config.budget,
         "keep_best": config.keep_best,
         "virtual_workers": config.streams,
-        "shard_bytes": int(config.shard_mb * (1 << 20)),
-        "aggregators": config.aggregators,
+        "shard_bytes": shard_bytes,
+        "aggregators": aggregators,
         "determinism": config.determinism,
         "keep_checkpoints": config.keep_checkpoints,
         "limits": _limits(config),

@@ -109,15 +109,8 @@ class S3ObjectStore:
         if directory:
             check_key(directory)
         name = self._address.name(prefix)
-        if not self._address.is_directory_bucket:
-            async for info in self._listed(name):
-                yield info
-            return
-        # A directory bucket lists only by directories, and in an order of its own.
-        parent = name[: name.rfind("/") + 1]
-        found = [info async for info in self._listed(parent) if info.key.startswith(prefix)]
-        for info in sorted(found, key=lambda info: info.key):
-            yield info
+        async for found, size in self._client.names(name, f"list {prefix}*"):
+            yield ObjectInfo(self._address.key(found), size)
 
     async def delete(self, key: str) -> None:
         await self._client.call("delete_object", f"delete {key}", Key=self._name(key))
@@ -128,11 +121,6 @@ class S3ObjectStore:
 
     async def close(self) -> None:
         await self._client.close()
-
-    async def _listed(self, name: str) -> AsyncIterator[ObjectInfo]:
-        async for page in self._client.pages(name, f"list {self._address.key(name)}*"):
-            for entry in page.get("Contents", ()):
-                yield ObjectInfo(self._address.key(entry["Key"]), entry["Size"])
 
     async def _write(self, key: str, size: int, read: Read, condition: dict[str, str]) -> str:
         writer = secrets.token_hex(12)

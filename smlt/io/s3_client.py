@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 
+from smlt.errors import FrameError
 from smlt.io.s3_address import S3Address
 from smlt.io.s3_errors import FOREIGN, Attempts
 
@@ -46,7 +47,13 @@ class S3Client:
         self._blocking_lock = threading.Lock()
 
     async def call(
-        self, operation: str, doing: str, *, into: memoryview | None = None, **parameters: Any
+        self,
+        operation: str,
+        doing: str,
+        *,
+        into: memoryview | None = None,
+        max_bytes: int | None = None,
+        **parameters: Any,
     ) -> dict[str, Any]:
         """Call one of boto3's methods, with a body in the answer read to its end.
 
@@ -54,6 +61,7 @@ class S3Client:
             operation: the method's name.
             doing: what it is for, as in "read a/b", for messages.
             into: where a body shall lie if it fits, as ``Body``; else that is new bytes.
+            max_bytes: the largest body that is expected.
             parameters: the call's own, without ``Bucket``.
 
         Raises:
@@ -72,6 +80,7 @@ class S3Client:
                 async with asyncio.timeout(limit_s):
                     answer = await call(Bucket=self.address.bucket, **parameters)
                 if "Body" in answer:
+                    _check_size(answer, max_bytes, parameters["Key"])
                     answer["Body"] = await _read(answer["Body"], answer["ContentLength"], into)
             except FOREIGN as exc:
                 pause_s = attempts.pause(exc)
@@ -94,12 +103,33 @@ class S3Client:
                 return dict(answer)
             time.sleep(pause_s)
 
-    async def pages(self, prefix: str, doing: str, **parameters: Any) -> AsyncIterator[Any]:
-        """Iterate over the pages of a listing."""
+    async def names(
+        self, prefix: str, doing: str, start: str = ""
+    ) -> AsyncIterator[tuple[str, int]]:
+        """Iterate over names and sizes of the objects with a prefix, in order.
+
+        Those up to ``prefix + start`` may be left out.
+        """
+        if not self.address.is_directory_bucket:
+            more = {"StartAfter": f"{prefix}{start}"} if start else {}
+            async for entry in self._listed(prefix, doing, more):
+                yield entry["Key"], entry["Size"]
+            return
+        # A directory bucket lists only by directories, and in an order of its own.
+        parent = prefix[: prefix.rfind("/") + 1]
+        found = [(e["Key"], e["Size"]) async for e in self._listed(parent, doing, {})]
+        for name, size in sorted(found):
+            if name.startswith(prefix):
+                yield name, size
+
+    async def _listed(
+        self, prefix: str, doing: str, parameters: dict[str, Any]
+    ) -> AsyncIterator[dict[str, Any]]:
         more: dict[str, Any] = {}
         while True:
             page = await self.call("list_objects_v2", doing, Prefix=prefix, **parameters, **more)
-            yield page
+            for entry in page.get("Contents", ()):
+                yield entry
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -162,6 +192,13 @@ class S3Client:
 
     def _count(self, event_name: str, **_: Any) -> None:
         self.requests[event_name.rpartition(".")[2]] += 1
+
+
+def _check_size(answer: dict[str, Any], max_bytes: int | None, name: str) -> None:
+    size = answer["ContentLength"]
+    if max_bytes is not None and size > max_bytes:
+        answer["Body"].close()
+        raise FrameError(f"{name} has {size} bytes, not {max_bytes}")
 
 
 async def _read(stream: Any, length: int, into: memoryview | None) -> bytes | memoryview:

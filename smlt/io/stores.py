@@ -20,6 +20,7 @@ from smlt.io.valkey import ValkeyStore
 
 if TYPE_CHECKING:
     from smlt.io.s3 import S3ObjectStore
+    from smlt.io.s3_parameters import S3ParameterStore
 
 
 _BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
@@ -30,14 +31,16 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
 
     Args:
         url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS),
-            ``unix:///path/to.sock[?db=0]``, several of these with commas between them, or
-            ``memory://name``.
+            ``unix:///path/to.sock[?db=0]``, several of these with commas between them,
+            ``s3://bucket/prefix`` as for an object store, or ``memory://name``.
         time_limit_s: how long a server may fail to answer before it counts as unreachable.
 
     Raises:
         ConfigError: the URL names no store that exists, or an option that is unknown.
     """
     scheme, _, rest = url.partition("://")
+    if scheme == "s3":
+        return _s3_parameters(url, time_limit_s)
     if scheme == "memory" and rest:
         return MemoryParameterStore(rest)
     if scheme in ("redis", "rediss", "unix"):
@@ -48,7 +51,8 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
         return servers[0] if len(servers) == 1 else ServerGroup(url, servers)
     raise ConfigError(
         f"{url!r} is no parameter store: give redis://host:6379/0, rediss://host:6379/0,"
-        " unix:///path/to.sock, several of these with commas between them, or memory://name"
+        " unix:///path/to.sock, several of these with commas between them,"
+        " s3://bucket/prefix or memory://name"
     )
 
 
@@ -75,7 +79,12 @@ def open_object_store(url: str) -> ObjectStore:
     )
 
 
+# Imported when they are needed: boto takes longer to load than all of a worker's other parts.
 def _s3_store(address: S3Address) -> S3ObjectStore:
-    # Imported when it is needed: boto takes longer to load than all of a worker's other parts.
     store: type[S3ObjectStore] = import_module("smlt.io.s3").S3ObjectStore
     return store(address)
+
+
+def _s3_parameters(url: str, time_limit_s: float) -> S3ParameterStore:
+    store: type[S3ParameterStore] = import_module("smlt.io.s3_parameters").S3ParameterStore
+    return store(S3Address.parse(url, endpoint=s3_endpoint()), time_limit_s=time_limit_s)

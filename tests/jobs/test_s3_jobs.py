@@ -57,3 +57,17 @@ def test_a_bucket_that_cannot_be_used_is_named_before_anything_begins(
     ended = place.train(SMALL, *OPTIONS, *options, **CREDENTIALS).check(2)
     assert words in ended.sentence
     assert not (place.run / "jobs").exists()
+
+
+@pytest.mark.slow
+def test_a_bucket_is_a_parameter_store_too(place, server):
+    """No server to start: shards, claims, leases and all go through S3."""
+    server.bucket("fast-enough")
+    options = ("--objects", "s3://fast-enough/objects", "--parameters", "s3://fast-enough/shards")
+    options += ("--s3-endpoint", server.endpoint)
+    ended = place.train(SMALL, *OPTIONS, *options, limit_s=110, **CREDENTIALS).check(0)
+    plain = place.train(SMALL, *OPTIONS).check(0)
+    assert ended.summary["weights_digest"] == plain.summary["weights_digest"]
+    assert ended.summary["generations"] == 1
+    listing = server.client().list_objects_v2(Bucket="fast-enough", Prefix="shards/")
+    assert [entry["Key"] for entry in listing.get("Contents", ())] == []

@@ -1,0 +1,306 @@
+"""A bucket of S3 as the parameter store: nothing to start, and every request has its price."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import quote
+
+from smlt.errors import NotFoundError, PreconditionError, StoreError, StoreLostError
+from smlt.io.object_store import pieces
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.s3_address import S3Address
+from smlt.io.s3_client import S3Client
+from smlt.io.s3_notices import NoticeName, pack, unpack
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+DELETE_AT_ONCE = 1000
+GETS_AT_ONCE = 16
+_GUARD_S = 5.0
+"""How long a marker that was seen is believed in: a bucket does not forget by itself."""
+_TTL = "smlt-ttl-ms"
+_CLOCK_STEP_S = 1.0
+"""What S3 tells of time is in whole seconds."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What this client has seen of a stream, in the order in which it did."""
+
+    seen: set[str] = field(default_factory=set)
+    notices: list[Notice] = field(default_factory=list)
+    newest: str = ""
+    """The last of all names, in their order."""
+    number: int = 0
+    """The last one of the ordered notices."""
+    listing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    mine: list[str] = field(default_factory=list)
+    """Names that this client has put there."""
+
+    @property
+    def start(self) -> str:
+        """The name behind which anything new lies."""
+        return NoticeName.horizon(self.newest)
+
+    def add(self, name: str) -> None:
+        self.seen.add(name)
+        self.newest = max(self.newest, name)
+        self.number = max(self.number, NoticeName.number(name))
+
+
+class S3ParameterStore:
+    """Values are objects, streams are names under a prefix of their own, and waiting is polling.
+
+    Nothing in a bucket expires by itself: an object whose time is over by S3's clock is treated as
+    if it were not there, until a sweep or the bucket's own rules remove it. The ids of notices are
+    positions in what this very client has seen. Belongs to one event loop.
+    """
+
+    def __init__(self, address: S3Address, *, time_limit_s: float) -> None:
+        self._address = address
+        self._client = S3Client(address, time_limit_s=time_limit_s)
+        self._streams: defaultdict[str, _Stream] = defaultdict(_Stream)
+        self._guards: dict[str, float] = {}
+        self._gets = asyncio.Semaphore(GETS_AT_ONCE)
+
+    @property
+    def url(self) -> str:
+        return self._address.url
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How many requests of each kind were sent."""
+        return self._client.requests
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def mark(self, guard: str, *, ttl_s: float) -> None:
+        await self._set(guard, b"1", ttl_s)
+
+    async def check(self, guard: str) -> None:
+        self._guards.pop(guard, None)
+        await self._check(guard)
+
+    async def put(
+        self,
+        key: str,
+        frame: Sequence[Buffer],
+        *,
+        stream: str,
+        fields: Mapping[str, bytes],
+        guard: str,
+        ttl_s: float,
+        maxlen: int,
+    ) -> None:
+        await self._check(guard)
+        await self._set(key, b"".join(pieces(frame)), ttl_s)
+        name, body = NoticeName.timed(fields)
+        await self._put(self._notice(stream, name), f"announce {key}", body, Metadata=_life(ttl_s))
+        mine = self._streams[stream].mine
+        mine.append(name)
+        if len(mine) > 2 * maxlen:
+            old, mine[:] = mine[:-maxlen], mine[-maxlen:]
+            await self._delete([self._notice(stream, each) for each in old])
+
+    async def get(
+        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
+    ) -> memoryview | None:
+        answer = await self._read(key, into=into, max_bytes=max_bytes)
+        return None if answer is None else memoryview(answer["Body"]).toreadonly()
+
+    async def first(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        guard: str,
+        ttl_s: float,
+        stream: str = "",
+        fields: Mapping[str, bytes] | None = None,
+    ) -> bytes:
+        await self._check(guard)
+        condition: dict[str, str] = {"IfNoneMatch": "*"}
+        while True:
+            try:
+                await self._set(key, value, ttl_s, **condition)
+            except PreconditionError:
+                there = await self._read(key, expired=True)
+                if there is not None and not _is_over(there):
+                    stands = bytes(there["Body"])
+                    if stands != value:
+                        return stands
+                    break  # an attempt of ours whose answer was lost
+                # Its time is over, or it is gone: this one may take its place.
+                condition = {"IfNoneMatch": "*"} if there is None else {"IfMatch": there["ETag"]}
+            else:
+                break
+        if stream:
+            await self._append(stream, fields or {}, ttl_s)
+        return value
+
+    async def announce(
+        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
+    ) -> None:
+        await self._check(guard)
+        await self._append(stream, fields, ttl_s)
+
+    async def read(
+        self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
+    ) -> list[Notice]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            await asyncio.gather(*(self._look(stream) for stream in after))
+            found = []
+            for stream, last in after.items():
+                start = int(last.partition("-")[0])
+                found += self._streams[stream].notices[start : start + limit]
+            left_s = end - loop.time()
+            if found or left_s <= 0:
+                return found
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(1.6 * pause_s, LONGEST_PAUSE_S)
+
+    async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        await self._set(key, value, ttl_s)
+
+    async def values(self, keys: Sequence[str]) -> list[bytes | None]:
+        answers = await asyncio.gather(*(self._read(key) for key in keys))
+        return [None if answer is None else bytes(answer["Body"]) for answer in answers]
+
+    async def discard(self, keys: Sequence[str]) -> None:
+        await self._delete([self._name(key) for key in keys])
+
+    async def sweep(self, prefix: str) -> None:
+        names = [name async for name, _ in self._client.names(self._name(prefix), "clear up")]
+        await self._delete(names)
+        self._guards.clear()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _check(self, guard: str) -> None:
+        """A bucket keeps its markers until a sweep, so that one look is enough for a while."""
+        now = asyncio.get_running_loop().time()
+        if now < self._guards.get(guard, 0.0):
+            return
+        if await self._read(guard) is None:
+            raise StoreLostError(
+                f"the parameter store {self._address.shown} has lost the marker {guard}: it was"
+                " swept, or the marker expired"
+            )
+        self._guards[guard] = now + _GUARD_S
+
+    async def _set(self, key: str, body: bytes, ttl_s: float, **condition: str) -> None:
+        await self._put(self._name(key), f"write {key}", body, Metadata=_life(ttl_s), **condition)
+
+    async def _put(self, name: str, doing: str, body: bytes, **more: Any) -> None:
+        await self._client.call("put_object", doing, Key=name, Body=body, **more)
+
+    async def _read(
+        self,
+        key: str,
+        *,
+        into: memoryview | None = None,
+        max_bytes: int = MAX_FRAME_BYTES,
+        expired: bool = False,
+    ) -> dict[str, Any] | None:
+        async with self._gets:
+            try:
+                answer = await self._client.call(
+                    "get_object", f"read {key}", into=into, max_bytes=max_bytes, Key=self._name(key)
+                )
+            except NotFoundError:
+                return None
+        return answer if expired or not _is_over(answer) else None
+
+    async def _append(self, stream: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
+        """Take the stream's next number; who comes too late for it takes one behind it."""
+        body = pack(fields)
+        while True:
+            await self._look(stream)
+            name = NoticeName.numbered(self._streams[stream].number + 1)
+            try:
+                await self._put(
+                    self._notice(stream, name),
+                    f"announce on {stream}",
+                    body,
+                    IfNoneMatch="*",
+                    Metadata=_life(ttl_s),
+                )
+            except PreconditionError:
+                continue  # somebody has it, and the next look sees it
+            return
+
+    async def _look(self, stream: str) -> None:
+        """List what is new on a stream, and read what its names do not tell."""
+        known = self._streams[stream]
+        async with known.listing:
+            folder = self._notice(stream, "")
+            fresh = []
+            async for name, _ in self._client.names(folder, f"follow {stream}", known.start):
+                short = name[len(folder) :]
+                if short not in known.seen:
+                    fresh.append(short)
+            notices = await asyncio.gather(*(self._fields(folder, name) for name in fresh))
+            for name, fields in zip(fresh, notices, strict=True):
+                known.add(name)
+                if fields is not None:
+                    known.notices.append(Notice(stream, f"{len(known.notices) + 1}-0", fields))
+
+    async def _fields(self, folder: str, name: str) -> Mapping[str, bytes] | None:
+        """What a notice says; None once its time is over, or it was trimmed away."""
+        try:
+            told = NoticeName.fields(name)
+            if told is not None:
+                return told
+            async with self._gets:
+                answer = await self._client.call(
+                    "get_object", f"read {name}", Key=f"{folder}{name}"
+                )
+            return None if _is_over(answer) else unpack(answer["Body"])
+        except NotFoundError:
+            return None
+        except ValueError as exc:
+            raise StoreError(f"{self._address.shown} holds a notice that is none: {name}") from exc
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), DELETE_AT_ONCE):
+            some = [{"Key": name} for name in names[start : start + DELETE_AT_ONCE]]
+            answer = await self._client.call(
+                "delete_objects", "clear up", Delete={"Objects": some, "Quiet": True}
+            )
+            for error in answer.get("Errors", ()):
+                raise StoreError(
+                    f"cannot delete {error.get('Key')} in {self._address.shown}:"
+                    f" {error.get('Code')}"
+                )
+
+    def _name(self, key: str) -> str:
+        # Streams and values are told apart by the slash, which no quoted key has.
+        return self._address.name(quote(key, safe=":"))
+
+    def _notice(self, stream: str, name: str) -> str:
+        return f"{self._name(stream)}/{name}"
+
+
+def _life(ttl_s: float) -> dict[str, str]:
+    return {_TTL: f"{round(ttl_s * 1000)}"}
+
+
+def _is_over(answer: Mapping[str, Any]) -> bool:
+    """By S3's own clock, which alone dates both the object and the answer."""
+    ttl_ms = answer["Metadata"].get(_TTL)
+    now = email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    age_s = (now - answer["LastModified"]).total_seconds()
+    return ttl_ms is not None and age_s > int(ttl_ms) / 1000 + _CLOCK_STEP_S
