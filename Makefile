@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --editable
 CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup build check test test-slow test-twins test-checked bench demo clean
+.PHONY: all setup build check test test-slow test-twins test-checked simulate bench demo clean
 
 all: build check test
 
@@ -45,6 +45,12 @@ test-checked: $(VENV)/.smlt-core
 	SMLT_DEBUG_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
 	$(PYTEST) -m "not slow" $(TOGETHER) tests/core tests/fuzz; status=$$?; \
 		$(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
+
+# Whole jobs on simulated time, with faults drawn from seeds; one seed again:
+#   .venv/bin/python -m tests.simulation --seed 17
+SEEDS ?= 1000
+simulate: $(VENV)/.smlt-core
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --coverage
 
 bench: $(VENV)/.smlt-core
 	$(BIN)/python -m benchmarks

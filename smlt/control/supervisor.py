@@ -16,7 +16,7 @@ from smlt.control.generation_view import GenerationView
 from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
-from smlt.errors import CloudError, SmltError, StoreError
+from smlt.errors import CloudError, SmltError, StoreError, StoreFullError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore
 from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
@@ -94,8 +94,10 @@ class Supervisor:
         except ExceptionGroup as errors:
             return await self._broken(_first(errors))
         except StoreError as error:
-            # Nothing runs yet, and the store has had its time to come back.
-            return Ended(Failure(kind="unreachable", message=str(error)), StepFlag(0))
+            # Nothing runs yet. A store that is silent has had its time to come back, but one that
+            # is full has been asked only once.
+            kind = "store" if isinstance(error, StoreFullError) else "unreachable"
+            return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
         await self._settle(_SETTLE_S)
         self._show()
         return Ended(self._view.failure, self._view.reasons)

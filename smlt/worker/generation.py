@@ -130,6 +130,8 @@ class Generation:
             return None
         # Ranks are counted anew where one has not come.
         place = roster.ranks.index(self.task.rank)
+        # The client has just fixed the roster, however long the slowest rank let it wait.
+        self._client_seen = self.clock()
         self.notices = Notices(self.store, self.keys, place, self._on_control)
         return roster
 

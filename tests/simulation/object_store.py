@@ -1,0 +1,71 @@
+"""An object store that takes its time, fails when it is told to, and looks at what it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from smlt.errors import StoreUnreachableError
+from smlt.io.memory import MemoryObjectStore
+from tests.simulation.loop import PROCESS
+
+PATIENCE_S = 6.0
+
+
+class SimulatedObjects(MemoryObjectStore):
+    """One process's client. What a process that is dead still sends does not arrive."""
+
+    def __init__(self, world) -> None:
+        super().__init__(world.name)
+        self._world = world
+
+    async def _travel(self) -> None:
+        process, world = PROCESS.get(), self._world
+        if process.dead:
+            raise asyncio.CancelledError
+        await asyncio.sleep(world.rng.uniform(0.001, 0.02) + world.blocked_s(process))
+        if process.dead:
+            raise asyncio.CancelledError
+        # As the client of S3 does: it insists for a while.
+        give_up = world.loop.now + PATIENCE_S
+        while world.loop.now < world.objects_down_until:
+            await asyncio.sleep(world.rng.uniform(0.1, 0.4))
+            if world.loop.now > give_up:
+                raise StoreUnreachableError("the object store answers 503 Slow Down")
+        if process.dead:
+            raise asyncio.CancelledError
+
+    async def get(self, key):
+        await self._travel()
+        return await super().get(key)
+
+    async def get_range(self, key, start, length):
+        await self._travel()
+        return await super().get_range(key, start, length)
+
+    async def head(self, key):
+        await self._travel()
+        return await super().head(key)
+
+    async def put(self, key, data, **conditions):
+        await self._travel()
+        # A memory view may change until the answer has come: real clients read it on the way.
+        etag = await super().put(key, data, **conditions)
+        self._world.stored(PROCESS.get(), key)
+        await asyncio.sleep(self._world.rng.uniform(0.001, 0.01))
+        return etag
+
+    async def list(self, prefix):
+        await self._travel()
+        async for info in super().list(prefix):
+            yield info
+
+    async def delete(self, key):
+        await self._travel()
+        await super().delete(key)
+
+    def document(self, key):
+        return json.loads(self._contents.objects[key])
+
+    def keys(self, prefix=""):
+        return sorted(key for key in self._contents.objects if key.startswith(prefix))
