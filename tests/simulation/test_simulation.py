@@ -47,7 +47,7 @@ def quiet(**changes):
 
 def test_rank_that_never_starts_makes_nobody_believe_that_the_client_is_gone():
     limits = replace(Plan.draw(0).limits, function_s=12.0, handover_s=9.5)
-    world = World(quiet(epochs=6, limits=limits))
+    world = World(quiet(epochs=6, limits=limits, latency=Latency(high=0.3)))
     world.slowness = lambda: 20.0
     world.outside(1.0, world.cloud.lost.add, 1)
     result = world.run()
@@ -59,7 +59,7 @@ def test_rank_that_never_starts_makes_nobody_believe_that_the_client_is_gone():
 def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_job():
     world = World(quiet(faults=((0.5, "kill_all", 0),)))
     world.outside(0.6, setattr, world.server, "full", True)
-    world.outside(1.6, setattr, world.server, "full", False)
+    world.outside(2.2, setattr, world.server, "full", False)
     result = world.run()
     assert (result.status, result.violations) == ("completed", [])
     assert any("no memory left" in line for line in result.trace)
