@@ -32,8 +32,9 @@ use too. Absolute speeds wander with its load.
 
 LEGEND = """- **GB/s**: bytes of input (uncompressed) a second; one thread, unless a row says more.
 - **of limit**: of the speed at which C code reads the same arrays, eight at a time, and does
-  nothing else, in the same rounds.
-- **target**: ✓ reached, ✗ missed, ◆ out of reach: at the read limit, less the traffic of what must
+  nothing else, in the same rounds; for a contiguous frame, of a bare copy into memory of the same
+  kind.
+- **target**: ✓ reached, ✗ missed, ◆ out of reach: at the limit, less the traffic of what must
   be written, the ratio would be the figure in brackets."""
 
 Bench = dict[str, Any]

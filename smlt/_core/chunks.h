@@ -95,9 +95,12 @@ HASWELL static size_t map_words_avx2(uint8_t *map, const uint8_t *chunk, size_t 
     const __m256i zero = _mm256_setzero_si256();
     size_t i = 0;
     if (word == 4)
-        for (; i + 8 <= words; i += 8) {
-            const __m256i v = _mm256_loadu_si256((const __m256i *)(chunk + 4 * i));
-            map[i / 8] = (uint8_t)~_mm256_movemask_ps((__m256)_mm256_cmpeq_epi32(v, zero));
+        for (; i + 16 <= words; i += 16) {
+            read_ahead(chunk + 4 * i);
+            for (size_t half = i; half < i + 16; half += 8) {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(chunk + 4 * half));
+                map[half / 8] = (uint8_t)~_mm256_movemask_ps((__m256)_mm256_cmpeq_epi32(v, zero));
+            }
         }
     else
         for (; i + 16 <= words; i += 16) {
@@ -162,19 +165,19 @@ ANY_CPU uint8_t *put_map(uint8_t *at, uint8_t *summary, uint64_t piece) {
 
 ANY_CPU size_t put_bitmap(uint8_t *dst, const uint8_t *chunk, const uint64_t *pieces, size_t count,
                           int word, size_t limit) {
-    size_t set = 0, kept = 0;
-    for (size_t p = 0; p < count; p++) {
-        set += (size_t)__builtin_popcountll(pieces[p]);
-        kept += (size_t)__builtin_popcount(kept_bytes(pieces[p]));
-    }
+    size_t set = 0, kept = 8 * count;
+    for (size_t p = 0; p < count; p++) set += (size_t)__builtin_popcountll(pieces[p]);
     if (set == 0) return 0;
-    const size_t size = count + kept + set * (size_t)word;
-    if (size >= limit) return limit;
+    if (count + kept + set * (size_t)word >= limit) { /* only then is the exact size in doubt */
+        kept = 0;
+        for (size_t p = 0; p < count; p++) kept += (size_t)__builtin_popcount(kept_bytes(pieces[p]));
+        if (count + kept + set * (size_t)word >= limit) return limit;
+    }
     uint8_t *at = dst + count;
     for (size_t p = 0; p < count; p++) at = put_map(at, dst + p, pieces[p]);
     for (size_t p = 0; p + 1 < count; p++) at = gather(at, chunk + p * 64 * (size_t)word, pieces[p], word);
-    gather_last(at, chunk + (count - 1) * 64 * (size_t)word, pieces[count - 1], word);
-    return size;
+    at = gather_last(at, chunk + (count - 1) * 64 * (size_t)word, pieces[count - 1], word);
+    return (size_t)(at - dst);
 }
 
 /* Rebuild the map; returns the bytes read, or 0 if they are no map of `words` words. */

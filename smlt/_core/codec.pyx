@@ -821,11 +821,25 @@ class FrameReducer:
         else:
             _verify_part(_part(opened, 0, tensor.nbytes, 4, verify), 0)
             shard = memoryview(frame).cast("B")[opened.view.len - opened.payload_bytes:]
+        return opened.header, self.add_shard(index, shard)
+
+    def add_shard(self, index, shard):
+        """Add shard number `index`, which never was a frame; return the indices free again.
+
+        Args:
+            shard: `count` elements of `dtype`, referred to as by `StreamReducer.add`. It may lie
+                where `finish` will write the sum.
+
+        Raises: as `StreamReducer.add`.
+        """
         freed = self._stream.add(index, shard)
-        for done in freed:
-            if done in self._decoded:
-                self._spare.append(self._decoded.pop(done))
-        return opened.header, freed
+        self._recycle(freed)
+        return freed
+
+    def _recycle(self, freed):
+        for index in freed:
+            if index in self._decoded:
+                self._spare.append(self._decoded.pop(index))
 
     def _decode(self, opened, tensor, index, verify):
         size = tensor.nbytes

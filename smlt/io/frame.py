@@ -110,7 +110,7 @@ class ShardReducer:
 
     def add_own(self, rank: int, shard: NDArray[np.float32]) -> None:
         """Add values that never were a frame; they may lie where the sum will be written."""
-        self._frames._stream.add(rank, shard)  # type: ignore[attr-defined]
+        self._frames.add_shard(rank, shard)
 
     def finish(self, out: NDArray[np.float32], scale: float) -> None:
         """Write ``scale`` times the sum, once every rank has been added."""

@@ -428,5 +428,8 @@ class FrameReducer:
         opened.verify()
         return opened.header, self._stream.add(index, opened.decode_stored(tensor).copy())
 
+    def add_shard(self, index: int, shard: Any) -> list[int]:
+        return self._stream.add(index, shard)
+
     def finish(self, out: Any, scale: float | None = None) -> None:
         self._stream.finish(out, scale)
