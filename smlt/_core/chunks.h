@@ -165,8 +165,13 @@ ANY_CPU uint8_t *put_map(uint8_t *at, uint8_t *summary, uint64_t piece) {
 
 ANY_CPU size_t put_bitmap(uint8_t *dst, const uint8_t *chunk, const uint64_t *pieces, size_t count,
                           int word, size_t limit) {
-    size_t set = 0, kept = 8 * count;
-    for (size_t p = 0; p < count; p++) set += (size_t)__builtin_popcountll(pieces[p]);
+    uint16_t filled[MAP_BYTES / 8]; /* the pieces with any bit: sparse data has few */
+    size_t n = 0, set = 0, kept = 8 * count;
+    for (size_t p = 0; p < count; p++) {
+        filled[n] = (uint16_t)p;
+        n += pieces[p] != 0;
+        set += (size_t)__builtin_popcountll(pieces[p]);
+    }
     if (set == 0) return 0;
     if (count + kept + set * (size_t)word >= limit) { /* only then is the exact size in doubt */
         kept = 0;
@@ -174,8 +179,11 @@ ANY_CPU size_t put_bitmap(uint8_t *dst, const uint8_t *chunk, const uint64_t *pi
         if (count + kept + set * (size_t)word >= limit) return limit;
     }
     uint8_t *at = dst + count;
-    for (size_t p = 0; p < count; p++) at = put_map(at, dst + p, pieces[p]);
-    for (size_t p = 0; p + 1 < count; p++) at = gather(at, chunk + p * 64 * (size_t)word, pieces[p], word);
+    memset(dst, 0, count);
+    for (size_t k = 0; k < n; k++) at = put_map(at, dst + filled[k], pieces[filled[k]]);
+    const size_t whole = n - (filled[n - 1] == count - 1);
+    for (size_t k = 0; k < whole; k++)
+        at = gather(at, chunk + filled[k] * 64 * (size_t)word, pieces[filled[k]], word);
     at = gather_last(at, chunk + (count - 1) * 64 * (size_t)word, pieces[count - 1], word);
     return (size_t)(at - dst);
 }
