@@ -17,7 +17,7 @@ _TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_check_hostname",
 )
-_OPTIONS = ("db", "username", "password", *_TLS_OPTIONS)
+_OPTIONS = ("db", "username", "password", "cluster", *_TLS_OPTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,8 @@ class ServerAddress:
     username: str = ""
     password: str = field(default="", repr=False)
     tls: TlsOptions | None = None
+    is_cluster: bool = False
+    """It is one node of a cluster that knows the others."""
 
     @classmethod
     def parse(cls, url: str) -> ServerAddress:
@@ -94,6 +96,7 @@ class ServerAddress:
             username=unquote(parts.username or options.get("username", "")),
             password=unquote(parts.password or options.get("password", "")),
             tls=_tls(options, shown) if parts.scheme == "rediss" else None,
+            is_cluster=_cluster(options, shown, unix),
         )
 
     @property
@@ -111,6 +114,13 @@ def _database(text: str, url: str) -> int:
         return int(text or 0)
     except ValueError as exc:
         raise ConfigError(f"{url} has no database number but {text!r}") from exc
+
+
+def _cluster(options: dict[str, str], url: str, unix: bool) -> bool:
+    text = options.get("cluster", "false").lower()
+    if text not in ("true", "false") or (text == "true" and unix):
+        raise ConfigError(f"{url} has cluster={text}: it is true or false, and true only over TCP")
+    return text == "true"
 
 
 def _tls(options: dict[str, str], url: str) -> TlsOptions:

@@ -23,10 +23,15 @@ FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
 
 _PASSING = {"LOADING", "BUSY", "MASTERDOWN", "READONLY", "TRYAGAIN", "CLUSTERDOWN", "UNKILLABLE"}
-"""A server that is starting, failing over or busy."""
+_PASSING |= {"ASK"}
+"""A server that is starting, failing over or busy, or a slot of a cluster on its way."""
 _REFUSED = {"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "NOPROTO"}
 _REFUSED_WORDS = ("AUTH", "DB index")
 """What the refusals say whose code is only ERR."""
+
+
+class MovedError(StoreError):
+    """The slot of a key is on another node of the cluster."""
 
 
 class ServerPatience:
@@ -91,6 +96,10 @@ class ServerPatience:
         if code == "OOM":
             return StoreFullError(
                 f"{server} has no memory left: raise its maxmemory, or use fewer workers"
+            )
+        if code == "MOVED":
+            return MovedError(
+                f"{server} is a node of a cluster and has not got this key: add ?cluster=true"
             )
         if code in _REFUSED or any(word in str(exc) for word in _REFUSED_WORDS):
             return ConfigError(f"{server} refuses user, password or database: {exc}")

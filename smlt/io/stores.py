@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from smlt.config.aws import s3_endpoint
 from smlt.errors import ConfigError
+from smlt.io.cluster import ClusterStore
 from smlt.io.directory import DirectoryStore
 from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
 from smlt.io.object_store import ObjectStore
@@ -30,7 +31,8 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
     """Return the parameter store of a URL; it connects when it is first used.
 
     Args:
-        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS),
+        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS), with
+            ``?cluster=true`` for any node of a cluster,
             ``unix:///path/to.sock[?db=0]``, several of these with commas between them,
             ``s3://bucket/prefix`` as for an object store, or ``memory://name``.
         time_limit_s: how long a server may fail to answer before it counts as unreachable.
@@ -44,9 +46,10 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
     if scheme == "memory" and rest:
         return MemoryParameterStore(rest)
     if scheme in ("redis", "rediss", "unix"):
+        addresses = [ServerAddress.parse(one) for one in _BETWEEN_SERVERS.split(url)]
         servers = [
-            ValkeyStore(ServerAddress.parse(one), time_limit_s=time_limit_s)
-            for one in _BETWEEN_SERVERS.split(url)
+            (ClusterStore if each.is_cluster else ValkeyStore)(each, time_limit_s=time_limit_s)
+            for each in addresses
         ]
         return servers[0] if len(servers) == 1 else ServerGroup(url, servers)
     raise ConfigError(

@@ -36,17 +36,6 @@ class ControlClient:
     """
 
     def __init__(self, address: ServerAddress, *, silence_s: float) -> None:
-        tls = address.tls
-        options: dict[str, Any] = {}
-        if tls is not None:
-            options = {
-                "ssl": True,
-                "ssl_cert_reqs": tls.cert_reqs,
-                "ssl_ca_certs": tls.ca_certs,
-                "ssl_certfile": tls.certfile,
-                "ssl_keyfile": tls.keyfile,
-                "ssl_check_hostname": tls.check_hostname and tls.cert_reqs == "required",
-            }
         self._redis = redis.asyncio.Redis(
             host=address.host,
             port=address.port,
@@ -58,7 +47,7 @@ class ControlClient:
             socket_connect_timeout=silence_s,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            **options,
+            **tls_options(address),
         )
 
     async def set(self, key: str, value: bytes, ttl_ms: int) -> None:
@@ -114,6 +103,21 @@ class ControlClient:
         await self._redis.aclose()
 
 
+def tls_options(address: ServerAddress) -> dict[str, Any]:
+    """Return what redis-py is told of TLS."""
+    tls = address.tls
+    if tls is None:
+        return {}
+    return {
+        "ssl": True,
+        "ssl_cert_reqs": tls.cert_reqs,
+        "ssl_ca_certs": tls.ca_certs,
+        "ssl_certfile": tls.certfile,
+        "ssl_keyfile": tls.keyfile,
+        "ssl_check_hostname": tls.check_hostname and tls.cert_reqs == "required",
+    }
+
+
 async def _translated(call: Awaitable[Any]) -> Any:
     try:
         return await _cancellable(call)
@@ -121,6 +125,10 @@ async def _translated(call: Awaitable[Any]) -> Any:
         raise ErrorReply(f"OOM {exc}") from exc
     except exceptions.ReadOnlyError as exc:
         raise ErrorReply(f"READONLY {exc}") from exc
+    except exceptions.MovedError as exc:
+        raise ErrorReply(f"MOVED {exc}") from exc
+    except exceptions.AskError as exc:
+        raise ErrorReply(f"ASK {exc}") from exc
     except exceptions.NoPermissionError as exc:
         raise ErrorReply(f"NOPERM {exc}") from exc
     except exceptions.TimeoutError as exc:

@@ -1,4 +1,4 @@
-"""The same bits through every store: memory, one server, several, a bucket; however it is cut."""
+"""The same bits through memory, a server, several, a cluster, a bucket; however they are cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.io.s3_servers import CREDENTIALS, S3Server
-from tests.io.servers import ValkeyServer
+from tests.io.servers import ValkeyServer, cluster_of
 
 SIZES = {"a": 5003, "b": 17, "c": 1, "d": 2500}
 WEIGHTS = [3.0, 1.0, 2.0]
@@ -59,14 +59,21 @@ def bucket(monkeypatch):
         yield server.bucket(f"dropin-{next(_numbers)}")
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with cluster_of(3, tmp_path_factory.mktemp("cluster")) as nodes:
+        yield f"redis://127.0.0.1:{nodes[1].port}?cluster=true"
+
+
 @pytest.fixture
-def urls(job, valkey, second, bucket):
+def urls(job, valkey, second, bucket, cluster):
     return {
+        "cluster": cluster,
         "memory": f"memory://{job}",
         "socket": valkey.url,
         "tcp": f"redis://127.0.0.1:{valkey.port}/0",
         "servers": f"{valkey.url},redis://127.0.0.1:{second.port}/0",
-        "bucket": f"{bucket}",
+        "bucket": bucket,
     }
 
 
@@ -78,6 +85,7 @@ def test_every_store_and_every_cut_give_one_digest(ranks, urls):
         ("tcp", {"shard_mb": 0.01, "aggregators": 3}),
         ("servers", {"shard_mb": 0.002}),
         ("servers", {"shard_mb": 0.01, "aggregators": 1}),
+        ("cluster", {"shard_mb": 0.01}),
         ("bucket", {}),
     ]
     digests = {}

@@ -85,6 +85,36 @@ def _free_port() -> int:
         return sock.getsockname()[1]
 
 
+SLOTS = 16384
+
+
+@contextlib.contextmanager
+def cluster_of(number: int, folder: Path):
+    """Nodes of a cluster that know one another, each with its part of the slots."""
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for i in range(number):
+            (folder / str(i)).mkdir()
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(_free_port()))
+            nodes.append(ValkeyServer(folder / str(i) / "node.sock", *options))
+            stack.enter_context(nodes[-1])
+        admins = [stack.enter_context(node.client()) for node in nodes]
+        for i, admin in enumerate(admins):
+            first, last = SLOTS * i // number, SLOTS * (i + 1) // number - 1
+            admin.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            bus = nodes[0].options[-1]
+            if i:
+                admin.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, bus)
+
+        async def agreed():
+            infos = [admin.execute_command("CLUSTER", "INFO").decode() for admin in admins]
+            wanted = ("cluster_state:ok", f"cluster_known_nodes:{number}")
+            return all(word in info for info in infos for word in wanted)
+
+        asyncio.run(eventually(agreed, 3 * LIMIT_S))
+        yield nodes
+
+
 class Proxy:
     """Passes TCP connections on to a server, and cuts them when it is told to.
 

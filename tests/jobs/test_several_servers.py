@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from jobs.harness import SMALL
-from tests.io.servers import ValkeyServer
+from tests.io.servers import ValkeyServer, cluster_of
 
 OPTIONS = ("--workers", "2", "--steps", "20", "--json", "--quiet")
 # 1,000 weights in shards of 400 bytes or so, for every server to have some.
@@ -50,3 +50,15 @@ def test_a_server_that_is_not_there_is_named_before_anything_begins(place, serve
     ended = place.train(SMALL, *OPTIONS, "--parameters", url_of(servers)).check(1)
     assert f"127.0.0.1:{servers[1].port}" in ended.sentence
     assert not (place.run / "jobs").exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_bits(place, tmp_path):
+    calm = place.train(SMALL, *OPTIONS, *MANY_SHARDS).check(0)
+    with cluster_of(3, tmp_path) as nodes:
+        url = f"redis://127.0.0.1:{nodes[0].port}?cluster=true"
+        ended = place.train(SMALL, *OPTIONS, *MANY_SHARDS, "--parameters", url).check(0)
+        for node in nodes:
+            with node.client() as admin:
+                assert admin.keys("*") == []
+    assert ended.summary["weights_digest"] == calm.summary["weights_digest"]
