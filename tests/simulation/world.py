@@ -110,6 +110,11 @@ class Plan:
         )
 
     @property
+    def is_peaceful(self) -> bool:
+        """Whether nothing happens that could end a generation before its time."""
+        return not (self.faults or self.late or self.undelivered)
+
+    @property
     def harms(self) -> set[str]:
         return {kind for _, kind, _ in self.faults}
 
@@ -257,6 +262,8 @@ class World:
                 if len(self.leavings[generation]) > 1:
                     self.violated(f"ranks agreed to stop, but differ: {self.leavings[generation]}")
         if command[0] == b"EVAL" and key.endswith(b":abort"):
+            if self.plan.is_peaceful:
+                self.violated(f"{process.name} aborts, although nothing has gone wrong")
             self.trace(process.name, f"calls for an abort: {command[6][:160]!r}")
 
     def stored(self, process, key: str) -> None:
