@@ -1,6 +1,7 @@
 # Each target makes what it needs; what is up to date is left alone.
 #   make            build, check and test
 #   make demo       train on MNIST with four embedded Lambda workers
+#   make chaos SEED=7 MINUTES=10
 #   make PYTHON=python3.12 VENV=/elsewhere test
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --editable
 CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup build check test test-slow test-twins test-checked simulate bench demo clean
+.PHONY: all setup build check test test-slow test-twins test-checked simulate bench chaos demo clean
 
 all: build check test
 
@@ -54,6 +55,12 @@ simulate: $(VENV)/.smlt-core
 
 bench: $(VENV)/.smlt-core
 	$(BIN)/python -m benchmarks
+
+# Random faults at random moments of real jobs, whose digests must stay the same.
+SEED ?= 1
+MINUTES ?= 3
+chaos: $(VENV)/.smlt-core
+	PYTHONPATH=tests $(BIN)/python -m faults.chaos --seed $(SEED) --minutes $(MINUTES)
 
 demo: $(VENV)/.smlt-demo
 	$(BIN)/python examples/mnist/prepare.py

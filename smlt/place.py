@@ -41,7 +41,11 @@ async def inline_place(
 
 @asynccontextmanager
 async def embedded_place(
-    run_dir: Path, folder: RunFolder, parameters: str | None, orphan_s: float
+    run_dir: Path,
+    folder: RunFolder,
+    parameters: str | None,
+    orphan_s: float,
+    chaos: int | None = None,
 ) -> AsyncIterator[Place]:
     """Start a cloud on this machine, which outlives its client as long as workers wait for one."""
     embedded = EmbeddedCloud(
@@ -49,6 +53,7 @@ async def embedded_place(
         parameter_store=parameters is None,
         linger_s=max(LINGER_S, orphan_s + _SAVING_S),
         visible=[run_dir],
+        chaos=chaos,
     )
     async with embedded, lambda_client(_endpoint(embedded.endpoint)) as cloud:
         url = parameters or str(embedded.parameters)

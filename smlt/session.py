@@ -80,4 +80,6 @@ class Session(Lead):
         config = self._config
         if config.inline:
             return inline_place(target.root, self.progress.job_id, config.parameter_store)
-        return embedded_place(run_dir, folder, config.parameter_store, config.orphan_timeout)
+        return embedded_place(
+            run_dir, folder, config.parameter_store, config.orphan_timeout, config.chaos
+        )

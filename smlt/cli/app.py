@@ -167,6 +167,10 @@ def _train(
     run_dir: Annotated[
         Given, typer.Option(metavar="DIR", help="Where jobs are kept [.smlt].")
     ] = None,
+    chaos: Annotated[
+        Given,
+        typer.Option(metavar="SEED", help="Have the embedded Lambda misbehave, to try the job."),
+    ] = None,
     orphan_timeout: Annotated[
         Given,
         typer.Option(metavar="TIME", help="Workers go on so long without a client [5s]."),

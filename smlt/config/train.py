@@ -104,6 +104,8 @@ class TrainConfig:
     """The most that an adapting job may use; None means as many as ``streams``."""
     orphan_timeout: Duration = _ORPHAN_TIMEOUT
     """Seconds for which workers go on without a client; then they save and leave."""
+    chaos: int | None = None
+    """Seed of a Lambda service that misbehaves, for trying a job against it."""
     prices: Path | None = None
     """A file whose rates go before those that come with the package."""
     determinism: str = "fast"
@@ -237,6 +239,8 @@ class TrainConfig:
                     f"Lambda runs at most {CONCURRENCY_LIMIT:,} functions of an account at a "
                     "time, so give no more than that.",
                 )
+        if self.chaos is not None and self.inline:
+            raise self._refuse("chaos", "--inline has no Lambda service that could misbehave.")
         if self.orphan_timeout <= 0:
             raise self._refuse("orphan_timeout", "give a time of more than 0.")
         low, high = MEMORY_MB

@@ -37,6 +37,7 @@ def main() -> int:
         visible=[str(path) for path in options.visible],
         region=options.region,
         linger_s=options.linger,
+        chaos=options.chaos,
     )
     if sys.platform != "linux":
         print("the embedded cloud runs on Linux only; give an AWS account instead", file=sys.stderr)
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--run-dir", type=Path, required=True, help="where logs, code and the socket live")
     add("--no-parameter-store", dest="parameter_store", action="store_false")
     add("--linger", type=float, default=15.0, help="seconds to live on after stdin's end")
+    add("--chaos", type=int, help="seed: misdeliver events, throttle, and kill environments")
     add("--concurrency", type=int, default=Limits().account_concurrency)
     add("--maxmemory", help="Valkey's limit, such as 2gb")
     add("--visible", type=Path, nargs="*", default=[], help="paths below /tmp that functions need")

@@ -34,6 +34,7 @@ class EmbeddedCloud:
         maxmemory: str | None = None,
         visible: Sequence[Path] = (),
         isolation: str = "auto",
+        chaos: int | None = None,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -42,6 +43,8 @@ class EmbeddedCloud:
         self._arguments += ["--isolation", isolation, *options]
         if not parameter_store:
             self._arguments.append("--no-parameter-store")
+        if chaos is not None:
+            self._arguments += ["--chaos", str(chaos)]
         if concurrency is not None:
             self._arguments += ["--concurrency", str(concurrency)]
         if maxmemory is not None:

@@ -104,6 +104,22 @@ class Fleet:
                 if environment.state == "idle":
                     environment.end()
 
+    def kill_idle(self, name: str) -> bool:
+        """End one idle environment of a function; whether there was one."""
+        for environment in self.environments:
+            if environment.function.name == name and environment.state == "idle":
+                environment.end()
+                return True
+        return False
+
+    def kill_busy(self, request_id: str) -> bool:
+        """End the environment that runs an event; whether there is one."""
+        for environment in self.environments:
+            if environment.request_id == request_id and environment.state == "busy":
+                environment.end()
+                return True
+        return False
+
     def admit_waiting(self) -> None:
         """Give free places to waiting events, oldest first; also after a limit has changed."""
         for entry in list(self._waiting):

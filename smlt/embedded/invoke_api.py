@@ -7,11 +7,12 @@ import uuid
 
 from aiohttp import web
 
-from smlt.embedded.api_error import ApiError, invalid, too_large
+from smlt.embedded.api_error import ApiError, invalid, throttled, too_large
 from smlt.embedded.event_queue import EventQueue, EventSettings
 from smlt.embedded.fleet import Fleet
 from smlt.embedded.functions import Functions
 from smlt.embedded.host import Host
+from smlt.embedded.hostile import Hostility
 from smlt.embedded.lambda_api import BIG_BODY_BYTES, FUNCTIONS, name_and_qualifier
 from smlt.embedded.runtime_api import Invocation
 
@@ -19,7 +20,15 @@ from smlt.embedded.runtime_api import Invocation
 class InvokeApi:
     """Checks an event, and hands it to the fleet or to the queue."""
 
-    def __init__(self, functions: Functions, fleet: Fleet, events: EventQueue, host: Host) -> None:
+    def __init__(
+        self,
+        functions: Functions,
+        fleet: Fleet,
+        events: EventQueue,
+        host: Host,
+        hostility: Hostility | None = None,
+    ) -> None:
+        self._hostility = hostility
         self._functions = functions
         self._fleet = fleet
         self._events = events
@@ -44,6 +53,8 @@ class InvokeApi:
         if kind == "DryRun":
             return web.Response(status=204, headers=headers)
         if kind == "Event":
+            if self._hostility is not None and self._hostility.throttles():
+                raise throttled("CallerRateLimitExceeded")
             configured = function.event_settings.get(version.version)
             self._events.put(version, invocation, EventSettings.of(configured, self._limits))
             return web.Response(status=202, headers=headers)

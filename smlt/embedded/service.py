@@ -25,6 +25,7 @@ from smlt.embedded.event_queue import EventQueue
 from smlt.embedded.fleet import Fleet
 from smlt.embedded.functions import Functions
 from smlt.embedded.host import Host
+from smlt.embedded.hostile import Hostility
 from smlt.embedded.invoke_api import InvokeApi
 from smlt.embedded.isolation import Isolation, detect
 from smlt.embedded.lambda_api import LambdaApi, answer_errors
@@ -54,6 +55,8 @@ class ServiceConfig:
     visible: Sequence[str] = ()
     region: str = "us-east-1"
     linger_s: float = 15.0
+    chaos: int | None = None
+    """Seed of what an unkind Lambda does; None is a kind one."""
 
 
 class Service:
@@ -71,6 +74,7 @@ class Service:
         self._now = now
         self._cloud_id = uuid.uuid4().hex[:12]
         self._stack = AsyncExitStack()
+        self._hostility = None if config.chaos is None else Hostility(config.chaos)
         self._end_at = math.inf
         self._isolation: Isolation | None = None
         self._valkey: ValkeyServer | None = None
@@ -102,6 +106,8 @@ class Service:
         notices = list(self._isolation.notices)
         if self._valkey is not None and self._valkey.notice is not None:
             notices.append(self._valkey.notice)
+        if self._hostility is not None:
+            notices.append(self._hostility.notice)
         return {
             "endpoint": f"http://127.0.0.1:{self._port}",
             "parameters": self._valkey.url if self._valkey is not None else None,
@@ -172,7 +178,9 @@ class Service:
         )
         functions = Functions(config.limits, config.region, self._now)
         self._fleet = await stack.enter_async_context(Fleet(functions, host))
-        self._events = await stack.enter_async_context(EventQueue(self._fleet, config.limits))
+        self._events = await stack.enter_async_context(
+            EventQueue(self._fleet, config.limits, self._hostility)
+        )
         self._port = await self._serve(functions, host)
         self._announce()
         for notice in self.ready()["notices"]:
@@ -186,7 +194,7 @@ class Service:
             middlewares=[refuse_browsers, answer_errors],
         )
         LambdaApi(functions, self._fleet, host).add_routes(app)
-        InvokeApi(functions, self._fleet, self._events, host).add_routes(app)
+        InvokeApi(functions, self._fleet, self._events, host, self._hostility).add_routes(app)
         LogsApi(host.logs).add_routes(app)
         app.add_routes(
             [

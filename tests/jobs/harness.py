@@ -180,7 +180,7 @@ class Place:
         self.path = path
         self.run = path / "run"
         self.jobs: list[Job] = []
-        (path / "tmp").mkdir()
+        (path / "tmp").mkdir(parents=True)
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(path),

@@ -1,0 +1,3 @@
+from jobs.conftest import place
+
+__all__ = ["place"]

@@ -1,0 +1,215 @@
+"""Each fault lands in the phase it names, costs a generation, and not a bit of the weights.
+
+That it landed there is read from the gate at which the ranks stood, or from their own leases; that
+it cost a generation, from the event log. After each, no process is left, no key without an expiry,
+and the checkpoints are whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import urllib.request
+
+import pytest
+from jobs.harness import SMALL, TASKS, until
+
+from smlt.io import checkpoint
+from smlt.io.directory import DirectoryStore
+from smlt.messages import Position
+
+STEADY = f"{TASKS / 'steady.py'}:Steady"
+PHASES = f"{TASKS / 'phases.py'}:"
+OPTIONS = ("--workers", "2", "--steps", "24", "--json", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory):
+    """What an undisturbed run gives, whatever the gates: they only wait."""
+    from jobs.harness import Place
+
+    ended = Place(tmp_path_factory.mktemp("calm")).train(STEADY, *OPTIONS).check(0)
+    assert ended.summary["generations"] == 1
+    return ended.summary["weights_digest"]
+
+
+class Fault:
+    """A job that stands at a gate, and the checks after it."""
+
+    def __init__(self, place, task, *options, waiting=2, step=8):
+        self.place = place
+        self.gate = place.gate(step)
+        self.job = place.start(task, *OPTIONS, *options, *self.gate.params)
+        self.gate.until_there(self.job, waiting)
+
+    @property
+    def generations(self):
+        return len(self.job.events("generation"))
+
+    def kill(self, pids):
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def check_keys_expire(self):
+        with self.job.store() as store:
+            assert [key for key in store.scan_iter("*") if store.ttl(key) < 0] == []
+
+    def check_end(self, digest, client=None, generations=2, limit_s=90):
+        self.gate.open()
+        ended = (client or self.job).end(limit_s).check(0)
+        assert ended.summary["weights_digest"] == digest
+        assert self.generations == generations
+        assert self.place.left() == []
+        asyncio.run(self._check_checkpoints())
+        return ended
+
+    async def _check_checkpoints(self):
+        """Every checkpoint that has a manifest is whole and verified; there is one at least."""
+        objects = DirectoryStore(self.place.run / "objects")
+        job_id, read = self.job.folder.name, 0
+        async for info in objects.list(f"jobs/{job_id}/checkpoints/"):
+            *_, generation, step, name = info.key.split("/")
+            if name == "manifest.json":
+                at = Position(generation=int(generation), step=int(step))
+                await checkpoint.read(objects, job_id, at)
+                read += 1
+        assert read > 0
+
+
+def test_worker_killed_in_its_forward_pass(place, digest):
+    fault = Fault(place, STEADY)
+    fault.check_keys_expire()
+    fault.kill(list(fault.gate.waiting())[:1])
+    fault.check_end(digest)
+    [abort] = fault.job.events("abort")
+    assert abort["kind"] == "lost"
+
+
+def test_zombie_changes_nothing(place, digest):
+    """A worker is stopped for longer than its lease, and wakes up in a world that went on."""
+    fault = Fault(place, STEADY)
+    zombie = min(fault.gate.waiting())
+    os.kill(zombie, signal.SIGSTOP)
+    fault.gate.open()
+    fault.job.until(lambda: fault.generations == 2, "the generation without it")
+    [abort] = fault.job.events("abort")
+    assert "has not been heard of for 10 s" in abort["message"]
+    os.kill(zombie, signal.SIGCONT)
+    fault.check_end(digest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["Imports", "Dataset", "Loads", "Applies"])
+def test_worker_killed_in_every_phase(place, digest, phase):
+    fault = Fault(place, PHASES + phase, waiting=1)
+    there = fault.gate.waiting()
+    fault.kill(list(there)[:1])
+    fault.check_end(digest, limit_s=150)
+    [abort] = fault.job.events("abort")
+    assert abort["kind"] in ("lost", "start")
+
+
+@pytest.mark.slow
+def test_worker_killed_as_it_saves(place, digest):
+    fault = Fault(place, PHASES + "Saves", waiting=1)
+    fault.kill(fault.gate.waiting())
+    # The survivor writes the part of the dead: the checkpoint is whole, and the job complete.
+    fault.check_end(digest, generations=1)
+
+
+@pytest.mark.slow
+def test_worker_killed_while_the_others_wait_for_its_shards(place, digest):
+    fault = Fault(place, PHASES + "LastDawdles", "--aggregators", "2", waiting=1)
+    # The other rank has put its shards, and owns one of which this one's part is missing.
+    said = fault.job.until(lambda: fault.job.status()["stalled"], "a rank that waits")
+    assert "waits for" in said
+    fault.kill(fault.gate.waiting())
+    fault.check_end(digest)
+
+
+@pytest.mark.slow
+def test_two_workers_killed_at_once(place, digest):
+    fault = Fault(place, STEADY)
+    fault.kill(fault.gate.waiting())
+    fault.check_end(digest)
+
+
+@pytest.mark.slow
+def test_worker_killed_in_the_abort_of_another(place, digest):
+    options = ("--workers", "3")
+    calm = place.train(STEADY, *OPTIONS, *options).check(0).summary["weights_digest"]
+    fault = Fault(place, STEADY, *options, waiting=3)
+    first, second, _ = fault.gate.waiting()
+    fault.kill([first])
+    with fault.job.store() as store:
+        until(lambda: list(store.scan_iter("*:1}:abort")), "the abort")
+    assert fault.generations == 1
+    fault.kill([second])
+    fault.check_end(calm)
+
+
+@pytest.mark.slow
+def test_valkey_killed(place, digest):
+    fault = Fault(place, STEADY)
+    with urllib.request.urlopen(f"{fault.job.cloud()['endpoint']}/_smlt/health") as answer:
+        os.kill(json.load(answer)["valkey_pid"], signal.SIGKILL)
+    fault.check_end(digest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["flush", "evict", "full"])
+def test_parameter_store_in_trouble(place, digest, trouble):
+    fault = Fault(place, STEADY)
+    with fault.job.store() as store:
+        if trouble == "flush":
+            store.flushall()
+        elif trouble == "evict":
+            store.config_set("maxmemory-policy", "allkeys-random")
+            store.config_set("maxmemory", "1")
+        else:
+            store.config_set("maxmemory", "1")
+        fault.gate.open()
+        fault.job.until(lambda: fault.job.events("abort") or fault.generations > 1, "the abort", 90)
+        store.config_set("maxmemory", "0")
+        store.config_set("maxmemory-policy", "noeviction")
+    ended = fault.job.end(120)
+    if ended.code == 0:
+        assert ended.summary["weights_digest"] == digest
+        assert fault.generations > 1
+    else:
+        # A store without room ends the job in a sentence, and what was saved is kept.
+        ended.check(1)
+        assert trouble != "flush"
+        assert os.path.isdir(ended.summary["checkpoint"])
+
+
+@pytest.mark.slow
+def test_function_that_fills_its_tmp(place):
+    ended = place.train(f"{PHASES}FillsTmp", *OPTIONS, limit_s=90).check(1)
+    assert "No space left on device" in ended.sentence
+    assert os.path.isdir(ended.summary["checkpoint"])
+
+
+@pytest.mark.slow
+def test_client_killed_and_attached_to(place, digest):
+    fault = Fault(place, STEADY)
+    fault.job.signal(signal.SIGKILL)
+    fault.job.process.wait()
+    attached = place.start(fault.job.folder.name, "--json", command="attach")
+    with fault.job.store() as store:
+        until(lambda: list(store.scan_iter("*:1}:abort")), "the end of the first generation")
+    fault.check_end(digest, attached)
+
+
+@pytest.mark.slow
+def test_cloud_killed_and_the_job_resumed(place, digest):
+    calm = place.train(SMALL, *OPTIONS).check(0).summary["weights_digest"]
+    fault = Fault(place, SMALL)
+    os.kill(fault.job.cloud()["pid"], signal.SIGKILL)
+    fault.gate.open()
+    fault.job.end(30).check(1)
+    place.check_nothing_is_left(10)
+    resumed = place.smlt("resume", fault.job.folder.name, "--json", "--quiet").check(0)
+    assert resumed.summary["weights_digest"] == calm

@@ -1,0 +1,74 @@
+"""Tasks of which the first process to come to a certain phase waits there, once."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from small import LAST_RANKS, wait_at
+from steady import Steady
+
+
+class Waits(Steady):
+    """Gives the weights of Steady; the gate is passed by all but the first that comes."""
+
+    def wait_once(self):
+        gate = Path(self.gate)
+        try:
+            os.close(os.open(gate.with_name("once"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        wait_at(gate)
+
+    def waits(self, rows):
+        return False
+
+
+class Imports(Waits):
+    """Waits where the task is made: nothing of it has run."""
+
+    def __init__(self, gate: str = "", wait_at: int = 0):
+        super().__init__(gate, wait_at)
+        self.wait_once()
+
+
+class Dataset(Waits):
+    def dataset(self, data, split):
+        self.wait_once()
+        return super().dataset(data, split)
+
+
+class Loads(Waits):
+    def initialize(self, seed, total_steps):
+        super().initialize(seed, total_steps)
+        self.wait_once()
+
+
+class Applies(Waits):
+    """Waits after the means are in, before the weights change."""
+
+    def apply(self, mean, present):
+        if self.steps == 8:
+            self.wait_once()
+        super().apply(mean, present)
+
+
+class Saves(Waits):
+    """Waits where its state is collected for a checkpoint, at the end of the job."""
+
+    def state(self):
+        if self.steps == 24:
+            self.wait_once()
+        return super().state()
+
+
+class LastDawdles(Steady):
+    def waits(self, rows):
+        return max(rows) >= LAST_RANKS
+
+
+class FillsTmp(Steady):
+    def trouble(self, step, is_last_rank):
+        if step == 8 and is_last_rank:
+            with tempfile.NamedTemporaryFile() as file:
+                while True:
+                    file.write(bytes(1 << 20))
