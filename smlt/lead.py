@@ -127,7 +127,7 @@ class Lead:
                 handler=artifact_manager.HANDLER,
                 memory_mb=memory_mb,
                 timeout_s=int(spec.limits.function_s),
-                environment=function_environment(memory_mb),
+                environment=function_environment(memory_mb, spec.threads),
                 runtime=artifact_manager.python_runtime(),
             )
             return Function(name=name, version=version, memory_mb=memory_mb)

@@ -85,6 +85,11 @@ class Limits(_Plain):
     hold_s: float = 6.0  # a client's hold on the job that stands unchanged for this long is free
     stop_s: float = 5.0  # after a stop at once the workers' watchdogs end them within this
 
+    @property
+    def handover_margin_s(self) -> float:
+        """``handover_s``, or a share of the function's time where that is no longer than it."""
+        return self.handover_s if self.handover_s < self.function_s else self.function_s / 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec(_Plain):
@@ -116,6 +121,8 @@ class JobSpec(_Plain):
     wire_dtype: str = "fp32"
     determinism: str = "fast"
     """``exact``: the same bits for any number of ranks; ``fast``: for a fixed one."""
+    threads: int | None = None
+    """Threads that every function computes with, whatever its size; by default as it has vCPUs."""
     keep_checkpoints: int = 3
     checkpoint_s: float = 60.0
     digest_steps: int = 50
@@ -224,7 +231,8 @@ class Failure(_Plain):
     """Why a generation was aborted: who called it, and what happened."""
 
     kind: str
-    """task, numbers, lost, missing, store, frame, start, stop, space or internal."""
+    """task, numbers, lost, missing, store, frame, start, stop, space, host, parent, handover,
+    diverged or internal."""
     message: str
     rank: int | None = None
     step: int | None = None
@@ -233,4 +241,6 @@ class Failure(_Plain):
     @property
     def signature(self) -> tuple[str, str]:
         """What makes two failures the same one: whichever rank was the first to meet it."""
+        if self.kind == "handover":
+            return self.kind, ""  # whatever was waited for
         return self.kind, re.sub(r"\brank \d+", "rank", self.message)

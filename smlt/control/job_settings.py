@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from smlt.config import TrainConfig
 from smlt.config.sharding import sharding
-from smlt.messages import Limits, ResourcePlan
+from smlt.messages import EXACT, Limits, ResourcePlan
 
 _MB_PER_VCPU = 1769
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_INSTRUCTIONS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
 _FOREVER_S = 1e9
 
 
@@ -34,6 +42,7 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "shard_bytes": shard_bytes,
         "aggregators": aggregators,
         "determinism": config.determinism,
+        "threads": threads_of(config.memory_mb) if config.determinism == EXACT else None,
         "keep_checkpoints": config.keep_checkpoints,
         "limits": _limits(config),
     }
@@ -44,10 +53,20 @@ def first_plan(config: TrainConfig) -> ResourcePlan:
     return ResourcePlan(workers=1 if config.inline else config.workers, memory_mb=config.memory_mb)
 
 
-def function_environment(memory_mb: int) -> dict[str, str]:
-    """Pin, before any library is imported, what changes the bits of a gradient."""
-    threads = str(max(1, memory_mb // _MB_PER_VCPU))
-    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+def threads_of(memory_mb: int) -> int:
+    """Return how many threads a function of this size computes with: one for each whole vCPU."""
+    return max(1, memory_mb // _MB_PER_VCPU)
+
+
+def function_environment(memory_mb: int, threads: int | None = None) -> dict[str, str]:
+    """Pin, before any library is imported, what changes the bits of a gradient.
+
+    Lambda's fleet is mixed: instructions that every x86-64 host of it has are those that all use.
+    ``threads`` are the job's own, whatever the size, where bits must not depend on it.
+    """
+    count = str(threads or threads_of(memory_mb))
+    pins = dict.fromkeys(_THREADS, count)
+    return pins | _INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else pins
 
 
 def _limits(config: TrainConfig) -> Limits:

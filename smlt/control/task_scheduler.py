@@ -16,7 +16,7 @@ from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.supervisor import Ended, Supervisor, power_of_two
-from smlt.errors import CloudError, JobHeldError, StoreError
+from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
@@ -30,7 +30,7 @@ _SAME_FAILURE = 3
 # So many generations in a row that get no step further end it, whatever their failures.
 _BARREN = 10
 # These come again for certain: another try would only cost.
-_FATAL = {"numbers", "memory", "space", "user", "unreachable"}
+_FATAL = {"numbers", "diverged", "memory", "space", "user", "unreachable"}
 # A store that is gone is not waited for.
 _TIDY_S = 2.0
 _BACKOFF_S = 0.5
@@ -146,11 +146,22 @@ class TaskScheduler:
             ended = await self._run_generation(parent)
             generation = self._job.state.generation
             newest = await checkpoint.newest(self._objects, self._job.state.job_id, generation)
+            if newest is None and ended.failure is not None and ended.failure.kind == "parent":
+                newest = await self._before(parent)
             parent = newest or parent
             outcome = await self._judge(ended, parent)
             if outcome is not None:
                 return outcome
             await self._back_off(ended)
+
+    async def _before(self, parent: Position | None) -> Position | None:
+        """Return the checkpoint before one that cannot be read, if any is kept.
+
+        What was trained since is trained again, to the same bits.
+        """
+        if parent is None:
+            return None
+        return await checkpoint.before(self._objects, self._job.state.job_id, parent)
 
     async def _abandoned(self, failure: Failure) -> Outcome:
         state = self._job.state
@@ -317,11 +328,12 @@ class TaskScheduler:
         self._failures[signature] += 1
         if self._failures[signature] >= _SAME_FAILURE:
             return outcome("failed", f"{failure.message} ({_SAME_FAILURE} times)")
-        self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
+        if failure.kind != "handover":
+            self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
         return None
 
     async def _back_off(self, ended: Ended) -> None:
-        if ended.failure is not None:
+        if ended.failure is not None and ended.failure.kind != "handover":
             tries = max(self._failures.values(), default=1)
             delay = min(_BACKOFF_S * 2 ** (tries - 1), _BACKOFF_LIMIT_S)
             with contextlib.suppress(TimeoutError):
@@ -332,5 +344,9 @@ class TaskScheduler:
         """Say what a user calls the step: evaluations are numbered steps too, but not counted."""
         if position is None:
             return "the beginning"
-        manifest = await checkpoint.read_manifest(self._objects, self._job.state.job_id, position)
+        job_id = self._job.state.job_id
+        try:
+            manifest = await checkpoint.read_manifest(self._objects, job_id, position)
+        except CheckpointError:
+            return "a checkpoint that cannot be read"
         return f"step {manifest.info.get('trained', 0)}"

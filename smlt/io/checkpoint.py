@@ -130,6 +130,24 @@ async def newest(store: ObjectStore, job_id: str, generation: int) -> Position |
     return max(steps, key=_order, default=None)
 
 
+async def before(store: ObjectStore, job_id: str, position: Position) -> Position | None:
+    """Return the newest committed checkpoint that a state descends from, other than itself.
+
+    Within its generation that is an earlier step; beyond, the generation's parent and what came
+    before that. None that was superseded is among them while manifests can be read.
+    """
+    own = JobObjects(job_id).generation(position.generation)
+    earlier = [p async for p in _committed(store, own) if p.step < position.step]
+    if earlier:
+        return max(earlier, key=_order)
+    try:
+        return (await read_manifest(store, job_id, position)).parent
+    except CheckpointError:
+        every = _committed(store, JobObjects(job_id).checkpoints)
+        older = [p async for p in every if _order(p) < _order(position)]
+        return max(older, key=_order, default=None)
+
+
 async def read_manifest(store: ObjectStore, job_id: str, position: Position) -> Manifest:
     """Return the manifest of a checkpoint.
 

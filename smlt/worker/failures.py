@@ -15,12 +15,17 @@ from smlt.errors import (
     UserError,
 )
 from smlt.messages import Failure
+from smlt.worker.divergence import DivergedError
+from smlt.worker.loading import HostError, UnreadableParentError
 from smlt.worker.task_loader import describe
 from smlt.worker.trainer import NumbersError
 
 # The most specific first.
 _KINDS: list[tuple[type[BaseException], str]] = [
     (NumbersError, "numbers"),
+    (DivergedError, "diverged"),
+    (HostError, "host"),
+    (UnreadableParentError, "parent"),
     (UserError, "user"),
     (RankMissingError, "missing"),
     (StoreFullError, "space"),

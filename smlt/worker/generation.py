@@ -76,6 +76,8 @@ class Generation:
         self.trained = 0
         """Training steps done: what a user calls the step."""
         self.aborted: Failure | None = None
+        self.digests: dict[int, dict[str, int]] = {}
+        """By rank: digests of the tensors that it holds, told when they were found to differ."""
         self._news = asyncio.Event()
         self._on_abort = on_abort
         # Two deliveries of one event carry one request id; the nonce tells them apart.
@@ -174,7 +176,7 @@ class Generation:
     def flags(self) -> StepFlag:
         """Why this rank wants to stop, decided once for a step."""
         flags = self._stop
-        if self.clock() > self._deadline - self.limits.handover_s:
+        if self.clock() > self._deadline - self.limits.handover_margin_s:
             flags |= StepFlag.HANDOVER
         if self.clock() > self._client_seen + self.limits.client_lease_s + self.limits.orphan_s:
             flags |= StepFlag.ORPHANED
@@ -188,6 +190,10 @@ class Generation:
     async def announce(self, event: str, step: int) -> None:
         """Tell everybody of this rank's part in a beginning or an ending."""
         await self._announce(event, step=b"%d" % step)
+
+    async def tell_digests(self, digests: Mapping[str, int]) -> None:
+        """Tell everybody what this rank holds, tensor by tensor."""
+        await self._announce("digests", digests=bytes(msgpack.packb(dict(digests))))
 
     async def leave(self, reasons: StepFlag) -> None:
         """Say that this rank has nothing more to do in the generation, and why it stopped."""
@@ -231,6 +237,8 @@ class Generation:
             self._stop |= StepFlag(int(fields["reason"]))
         elif event == b"standing":
             self.standings[int(fields["rank"])] = int(fields["step"])
+        elif event == b"digests":
+            self.digests[int(fields["rank"])] = msgpack.unpackb(fields["digests"])
         elif event == b"abort":
             self.aborted = Failure.from_dict(msgpack.unpackb(fields["failure"]))
             self.notices.fail(AbortedError(self.aborted.message))

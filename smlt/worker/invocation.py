@@ -102,7 +102,9 @@ class Invocation:
         except (Exception, SystemExit) as error:
             failure = await self._abort(generation, error, trainer)
         try:
-            if loaded is not None and trainer is not None and trainer.is_whole:
+            diverged = failure is not None and failure.kind == "diverged"
+            whole = trainer is not None and trainer.is_whole and not diverged
+            if loaded is not None and trainer is not None and whole:
                 await self._save(generation, roster, job, loaded, trainer, reasons)
         except SmltError as error:
             failure = await self._abort(generation, error, trainer)

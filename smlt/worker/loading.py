@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from smlt.errors import CheckpointError, ConfigError, TaskError
+from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.manifest import Manifest
@@ -15,6 +16,7 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.tensor import as_tensor
 from smlt.io.weights import read_weights
 from smlt.messages import EXACT, JobSpec, JobState, Position, WorkerReport
+from smlt.worker import numerics
 from smlt.worker.data_iterator import Data
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.host import Host
@@ -30,10 +32,22 @@ from smlt.worker.warm import Tag
 
 _POLL_S = 0.1
 _SAMPLES = "train_samples"
+_HOST = "host"
 
 
 TRAINED = "trained"
 """In a manifest's info: training steps done, which is what a user calls the step."""
+
+
+T = TypeVar("T")
+
+
+class HostError(SmltError):
+    """This host cannot compute the bits that an exact job began with."""
+
+
+class UnreadableParentError(CheckpointError):
+    """The checkpoint that the generation begins from is damaged, or of another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +114,7 @@ class Loader:
                 f"exact determinism needs gradients as they are, and {spec.wire_dtype} on the wire "
                 "rounds them by rank: use fp32, or --determinism fast"
             )
-        task, manifest = await self._warm()
+        task, manifest = await self._reading(self._warm())
         fresh = task is None
         if task is None:
             task = await self._compute(load_task, spec.target, spec.params, self._host.code_root)
@@ -120,11 +134,12 @@ class Loader:
         if self._job.parent is None:
             manifest = await self._state_zero(task, target, len(train))
         elif manifest is None:
-            manifest = await checkpoint.read_manifest(
-                self._objects, self._job.job_id, self._job.parent
+            manifest = await self._reading(
+                checkpoint.read_manifest(self._objects, self._job.job_id, self._job.parent)
             )
+        await self._check_host(manifest)
         if fresh:
-            await self._take_over(task, manifest)
+            await self._reading(self._take_over(task, manifest))
         if manifest.info.get(_SAMPLES) != len(train):
             raise TaskError(
                 f"dataset() gave {len(train)} training samples on rank {self._rank}, but the job "
@@ -138,6 +153,34 @@ class Loader:
         if self._rank == 0:
             await self._report_plan(schedule)
         return Loaded(task, target, samples, schedule, manifest, step)
+
+    async def _reading(self, parent: Awaitable[T]) -> T:
+        """Tell a parent that cannot be read from what a new attempt might mend."""
+        try:
+            return await parent
+        except CheckpointError as error:
+            raise UnreadableParentError(str(error)) from error
+
+    async def _check_host(self, manifest: Manifest) -> None:
+        """Compare this host with the one that the job began on.
+
+        Raises:
+            HostError: it computes with other bits, and the job is ``exact``.
+        """
+        began = manifest.info.get(_HOST, {})
+        differs = numerics.difference(began, await self._compute(numerics.of_this_host))
+        if not differs:
+            return
+        if self._spec.determinism == EXACT:
+            raise HostError(
+                f"this host computes with other bits than the one that the job began on ({differs})"
+                ", which exact determinism does not allow: resume it where it began, or train with "
+                "--determinism fast"
+            )
+        text = f"not all workers compute alike: {differs}; the promise of the same bits lapses"
+        await self._generation.report(
+            WorkerReport(rank=self._generation.task.rank, kind="notice", text=text)
+        )
 
     async def _warm(self) -> tuple[Task | None, Manifest | None]:
         """Return the task of this environment's memory, if it holds the parent's state."""
@@ -172,6 +215,7 @@ class Loader:
             if self._spec.init_from is not None:
                 weights = await read_weights(self._objects, self._spec.init_from)
                 await self._compute(task.load_weights, weights)
+            host = await self._compute(numerics.of_this_host)
             scalars = {"task": task.scalars(), "target": target.scalars()}
             parts = self._roster.world_size
             writer = CheckpointWriter(
@@ -179,7 +223,7 @@ class Loader:
             )
             for part in range(self._roster.world_size):
                 await writer.write_part(part)
-            await writer.commit(parent=None, info={_SAMPLES: samples})
+            await writer.commit(parent=None, info={_SAMPLES: samples, _HOST: host})
             await self._generation.announce("committed", 0)
         await self._until_committed(at)
         return await checkpoint.read_manifest(self._objects, self._job.job_id, at)

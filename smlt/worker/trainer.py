@@ -16,6 +16,8 @@ from smlt.aggregation.step import AllReduce, StepResult
 from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
 from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
+from smlt.worker import divergence
+from smlt.worker.divergence import DivergedError
 from smlt.worker.generation import Generation
 from smlt.worker.gradient_tree import GradientTree
 from smlt.worker.host import Compute
@@ -28,6 +30,8 @@ from smlt.worker.task import Contribution, Task
 # Progress reaches the client in batches, not more often than this.
 _REPORT_S = 0.2
 _LOSS = "loss"
+# So long may ranks take to tell where they differ.
+_DIGESTS_S = 5.0
 
 
 class NumbersError(SmltError):
@@ -78,6 +82,7 @@ class Trainer:
         )
         self._buffer.partition(self._plan)
         self._tree = GradientTree(self._buffer, len(samples.portions))
+        self._equal_at: int | None = None
         self._records: list[dict[str, Any]] = []
         self._reported = self._saved = self._generation.clock()
 
@@ -151,6 +156,7 @@ class Trainer:
             reduction.ready(self._plan.shards - 1)
             computed = self._generation.clock()
             result = await reducing
+            await self._compare(slot, result)
         finally:
             reducing.cancel()
             await asyncio.gather(reducing, return_exceptions=True)
@@ -184,10 +190,39 @@ class Trainer:
                 self._tree.add(index)
                 absent.append(contribution.absent)
                 metrics.append(self._own_metrics(slot, contribution, portion))
-            return frozenset.intersection(*absent), added(metrics)
+            return frozenset.intersection(*absent), added(metrics) | self._own_digest(slot)
 
         found: tuple[frozenset[str], Metrics] = await self._compute(work)
         return found
+
+    def _own_digest(self, slot: Slot) -> Metrics:
+        """Return this rank's digest of the state of the step's start, where it is compared."""
+        every, members = self._spec.digest_steps, self._collective.members
+        if members.world_size == 1 or not every or slot.trained % every:
+            return {}
+        if not divergence.is_asked(members.rank, members.world_size, slot.trained // every):
+            return {}
+        return divergence.as_metric(members.rank, divergence.digests_of(self._task))
+
+    async def _compare(self, slot: Slot, result: StepResult) -> None:
+        """Raise DivergedError, on every rank alike, if their states were not equal."""
+        held = divergence.take_from(result.metas[-1].metrics)
+        if len(set(held.values())) <= 1:
+            self._equal_at = slot.trained if held else self._equal_at
+            return
+        # None of them is to be trusted, or saved.
+        self.is_whole = False
+        generation, ranks = self._generation, self._collective.members.world_size
+        await generation.tell_digests(await self._compute(divergence.digests_of, self._task))
+        give_up = generation.clock() + _DIGESTS_S
+        while len(generation.digests) < ranks and generation.clock() < give_up:
+            await generation.next_news(_DIGESTS_S)
+        where = divergence.describe(generation.digests, ranks)
+        since = "the start" if self._equal_at is None else f"step {self._equal_at}"
+        raise DivergedError(
+            f"{where}, after step {slot.trained}: a worker's memory was damaged, or the task "
+            f"depends on its rank; they were last seen equal at {since}"
+        )
 
     def _seed(self, portion: range) -> int:
         # From (seed, step, first virtual worker): no generator's state carries over.

@@ -1,6 +1,8 @@
 """Jobs through their generations: real scheduler and workers on one loop, over memory stores."""
 
 import asyncio
+import gc
+import itertools
 import random
 from dataclasses import replace
 
@@ -12,6 +14,8 @@ from smlt.io.keys import JobObjects
 from smlt.io.memory import forget
 from smlt.io.weights import read_weights
 from smlt.messages import JobSpec, ResourcePlan
+from smlt.worker import numerics
+from smlt.worker.trainer import Trainer
 from tests.control.town import LIMIT_S, QUICK, Town, in_one_process
 
 
@@ -120,7 +124,7 @@ def test_store_that_loses_everything_costs_a_generation_and_no_bits(town, undist
 def test_job_goes_on_beyond_the_functions_time_limit(town, undisturbed):
     async def scenario():
         # Every generation hands over after its first steps.
-        job = town(function_s=0.5, limits=replace(QUICK, handover_s=0.5))
+        job = town(function_s=8, limits=replace(QUICK, handover_s=8))
         outcome = await job.run()
         return outcome, await job.weights()
 
@@ -128,6 +132,77 @@ def test_job_goes_on_beyond_the_functions_time_limit(town, undisturbed):
     assert (outcome.status, outcome.failure) == ("completed", None)
     assert outcome.generations > 3
     assert weights == undisturbed
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(town, undisturbed):
+    async def scenario():
+        job = town(checkpoint_s=0.02)
+        objects = job.objects._contents.objects
+        manifests = lambda: sorted(k for k in objects if k.endswith("manifest.json"))  # noqa: E731
+
+        async def strike(scheduler):
+            await job.until(lambda: len(manifests()) >= 2)
+            for rank in range(3):
+                job.cloud.kill(rank)
+            await job.until(lambda: not job.cloud.running)
+            part = manifests()[-1].replace("manifest.json", "part-00001.safetensors")
+            data, _ = await job.objects.get(part)
+            await job.objects.put(part, data[:-1] + bytes([data[-1] ^ 1]))
+            damaged.append(part)
+
+        damaged = []
+        outcome = await job.run(strike)
+        return outcome, await job.weights(), damaged, job.progress.notices
+
+    outcome, weights, [part], notices = asyncio.run(scenario())
+    assert outcome.status == "completed"
+    assert any(f"{part} is damaged" in notice for notice in notices), notices
+    assert weights == undisturbed
+
+
+@pytest.mark.parametrize("determinism", ["exact", "fast"])
+def test_host_that_computes_otherwise(town, monkeypatch, determinism):
+    hosts = itertools.chain([{"torch threads": 1}], itertools.repeat({"torch threads": 2}))
+    monkeypatch.setattr(numerics, "of_this_host", lambda: next(hosts))
+
+    async def scenario():
+        job = town(workers=2, determinism=determinism)
+        return await job.run(), job.progress.notices
+
+    outcome, notices = asyncio.run(scenario())
+    if determinism == "exact":
+        assert (outcome.status, outcome.failure.kind) == ("failed", "host")
+        assert "torch threads 2 instead of 1" in outcome.message
+    else:
+        assert outcome.status == "completed"
+        [notice] = notices
+        assert "torch threads 2 instead of 1; the promise of the same bits lapses" in notice
+
+
+def test_flipped_bit_in_a_workers_memory_stops_the_job(town):
+    async def scenario():
+        job = town(epochs=500, digest_steps=5)
+
+        async def flip(scheduler):
+            await job.until(lambda: job.cloud.computed >= 60)
+            [victim] = [
+                t
+                for t in gc.get_objects()
+                if type(t) is Trainer
+                and t._generation.task == replace(t._generation.task, rank=1)
+                and t._generation.store.url == job.store.url
+            ]
+            victim._task.w.view(np.uint32)[17] ^= 1
+
+        return await job.run(flip)
+
+    outcome = asyncio.run(scenario())
+    assert (outcome.status, outcome.failure.kind, outcome.generations) == ("failed", "diverged", 1)
+    assert "rank 1 differs from the other ranks in m, w" in outcome.message or (
+        "rank 1 differs from the other ranks in w" in outcome.message
+    )
+    # What the ranks held then is not saved.
+    assert outcome.newest.step == 0
 
 
 def test_plan_changes_the_number_of_workers_and_their_memory(town):
