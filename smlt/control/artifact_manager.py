@@ -9,12 +9,12 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import smlt
-from smlt.control.run_folder import MARKER
+from smlt.control.source_files import all_files, code_files
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.io.keys import blob_key, data_manifest_key, package_key
 from smlt.io.object_store import ObjectStore
@@ -26,7 +26,6 @@ ZIP_LIMIT = 50 << 20
 
 # What a function needs of smlt: the control plane, its emulator and its views stay at home.
 _WORKER_PARTS = ("_core", "aggregation", "config", "io", "worker")
-_SKIPPED_FOLDERS = {"__pycache__", "node_modules", "build", "dist"}
 # Reproducible: the same content gives the same bytes, whenever and by whomever it is packed.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -112,7 +111,7 @@ async def upload_data(objects: ObjectStore, source: Path) -> str:
     Raises:
         ConfigError: there is nothing to upload.
     """
-    paths = {path.relative_to(source).as_posix(): path for path in _files_below(source, set())}
+    paths = {path.relative_to(source).as_posix(): path for path in all_files(source)}
     if not paths:
         raise ConfigError(f"the data folder {source} holds no file")
     files = {}
@@ -182,34 +181,15 @@ def _smlt_files() -> dict[str, Path]:
 
 
 def _user_files(target: Target, skip: set[Path]) -> dict[str, Path]:
+    root = target.root
     if target.only is None:
-        return {
-            path.relative_to(target.root).as_posix(): path
-            for path in _files_below(target.root, skip)
-        }
-    package = target.root / target.only
-    if package.is_dir():
-        paths = _files_below(package, skip)
-        return {path.relative_to(target.root).as_posix(): path for path in paths}
-    return {f"{target.only}.py": target.root / f"{target.only}.py"}
-
-
-def _files_below(folder: Path, skip: set[Path]) -> Iterator[Path]:
-    """Walk a folder's files in order, leaving out what is hidden, generated or installed."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() in skip:
-            continue
-        if path.is_file():
-            if path.suffix not in (".pyc", ".pyo"):
-                yield path
-        elif path.is_dir() and not _is_generated(path):
-            yield from _files_below(path, skip)
-
-
-def _is_generated(folder: Path) -> bool:
-    if folder.name in _SKIPPED_FOLDERS or folder.name.endswith(".egg-info"):
-        return True
-    return (folder / "pyvenv.cfg").exists() or (folder / MARKER).exists()
+        # The task's own file was named by the user, so no pattern leaves it out.
+        paths = [root / target.reference.rpartition(":")[0], *code_files(root, root, skip)]
+    elif (root / target.only).is_dir():
+        paths = [*code_files(root, root / target.only, skip)]
+    else:
+        paths = [root / f"{target.only}.py"]
+    return {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def _too_large(target: Target, files: dict[str, Path]) -> str:

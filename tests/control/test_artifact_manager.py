@@ -59,6 +59,75 @@ def test_package_leaves_out_data_runs_environments_and_hidden_files(project):
     assert user_names(package) == {"train.py", "layers/__init__.py"}
 
 
+def test_package_leaves_out_what_git_ignores(project):
+    (project / ".gitignore").write_text("*.log\n/scratch/\nlayers/*\n!layers/__init__.py\n")
+    (project / "train.log").write_text("")
+    (project / "scratch").mkdir()
+    (project / "scratch" / "big.py").write_text("")
+    (project / "layers" / "old.py").write_text("")
+    (project / "layers" / "scratch").mkdir()
+    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    assert user_names(package) == {"train.py", "layers/__init__.py"}
+
+
+def test_smltignore_has_the_last_word_in_its_folder(project):
+    (project / ".gitignore").write_text("made.py\n")
+    (project / ".smltignore").write_text("!made.py\nnotes.txt\n")
+    (project / "made.py").write_text("")
+    (project / "notes.txt").write_text("")
+    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    assert user_names(package) == {"train.py", "layers/__init__.py", "made.py"}
+
+
+def test_deeper_patterns_outweigh_higher_ones(project):
+    (project / ".gitignore").write_text("*.bin\n")
+    (project / "layers" / ".gitignore").write_text("!keep.bin\n")
+    for name in ("keep.bin", "drop.bin", "layers/keep.bin", "layers/drop.bin"):
+        (project / name).write_text("")
+    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    assert user_names(package) == {"train.py", "layers/__init__.py", "layers/keep.bin"}
+
+
+@pytest.mark.parametrize("target", ["train.py:Task", "layers.conv:Task"])
+def test_patterns_of_the_repository_above_count(tmp_path, target):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("secret*.py\n")
+    layers = tmp_path / "job" / "layers"
+    layers.mkdir(parents=True)
+    for path in (layers / "__init__.py", layers / "secret_key.py", tmp_path / "job" / "train.py"):
+        path.write_text("")
+    package, _ = pack_code(locate(target, tmp_path / "job"), skip=[])
+    assert user_names(package) - {"train.py"} == {"layers/__init__.py"}
+
+
+def test_code_that_was_named_is_packed_although_its_folder_is_ignored(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("trial/\ntrain.py\n")
+    (tmp_path / "trial").mkdir()
+    for name in ("train.py", "net.py"):
+        (tmp_path / "trial" / name).write_text("")
+    package, _ = pack_code(locate("train.py:Task", tmp_path / "trial"), skip=[])
+    assert user_names(package) == {"train.py", "net.py"}
+
+
+def test_patterns_leave_data_alone(tmp_path):
+    (tmp_path / ".gitignore").write_text("*\n")
+    (tmp_path / "x.npy").write_bytes(b"x")
+    objects = MemoryObjectStore("ignored-data")
+
+    async def upload():
+        await upload_data(objects, tmp_path)
+        return [info.key async for info in objects.list("data/")]
+
+    assert len(asyncio.run(upload())) == 1
+
+
+def test_patterns_that_cannot_be_read_are_refused_by_name(project):
+    (project / ".smltignore").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"\.smltignore cannot be read"):
+        pack_code(locate("train.py:Task", project), skip=[])
+
+
 def test_same_content_gives_the_same_bytes_whenever_it_is_packed(project):
     first = pack_code(locate("train.py:Task", project), skip=[])
     (project / "train.py").touch()
