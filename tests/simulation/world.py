@@ -21,7 +21,7 @@ from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory import _CONTENTS, MemoryObjectStore
 from smlt.io.weights import read_weights
-from smlt.messages import JobSpec, Limits, Position, ResourcePlan
+from smlt.messages import ClientHold, JobSpec, Limits, Position, ResourcePlan
 from tests.simulation import walk
 from tests.simulation.cloud import SimulatedCloud, open_store
 from tests.simulation.loop import Deadlock, Process, SimulatedLoop
@@ -63,6 +63,8 @@ class Plan:
     undelivered: float
     throttled: float
     calm_from: float
+    heir_after: float | None
+    """Seconds after its client's death when another one comes; None: nobody does."""
     faults: tuple[tuple[float, str, int], ...]
     """When, what, and a number that decides the rest."""
 
@@ -80,6 +82,7 @@ class Plan:
             client_lease_s=2.0,
             orphan_s=2.0,
             store_s=3.0,
+            hold_s=2.0,
             function_s=rng.choice([900.0, 900.0, 12.0]),
             handover_s=rng.choice([2.0, 9.5]),
         )
@@ -107,6 +110,7 @@ class Plan:
             throttled=rng.choice([0.0, 0.0, 0.2]),
             calm_from=CALM_S,
             faults=faults,
+            heir_after=rng.choice([None, 0.0, 1.0, 20.0]),
         )
 
     @property
@@ -344,14 +348,9 @@ class World:
     async def _play(self):
         for when, kind, number in self.plan.faults:
             self.outside(when, self.strike, kind, number)
-        job = self.client.spawn(self._client())
         outcome = None
         try:
-            outcome = await job
-        except asyncio.CancelledError:
-            if not self.client.dead:
-                raise
-            self.trace("world", "the client is dead")
+            outcome = await self._led()
         except Exception as error:
             self.violated(f"the scheduler raised {error!r}")
         if outcome is not None:
@@ -361,11 +360,34 @@ class World:
         await self._check_checkpoints(outcome)
         return outcome
 
-    async def _client(self):
+    async def _led(self):
+        """Have the job led to its end: by its first client, or by one that takes over."""
+        try:
+            return await self.client.spawn(self._client(self._created()))
+        except asyncio.CancelledError:
+            if not self.client.dead:
+                raise
+            self.trace("world", "the client is dead")
+        if self.plan.heir_after is None or not self.objects.keys(JobObjects(JOB).state):
+            return None
+        await asyncio.sleep(self.plan.heir_after)
+        self.client = Process(self.loop, "heir")
+        return await self.client.spawn(self._client(self._taken_over()))
+
+    async def _created(self):
+        plan = ResourcePlan(workers=self.plan.workers, memory_mb=128)
+        return await Job.create(self.objects, JOB, self.spec, plan, _hold("client"))
+
+    async def _taken_over(self):
+        job = await Job.load(self.objects, JOB)
+        if job.state.status == "running":
+            await job.take_over(_hold("heir"), clock=self.loop.time)
+            self.trace("heir", "takes over")
+        return job
+
+    async def _client(self, found):
         limits = self.plan.limits
-        job = await Job.create(
-            self.objects, JOB, self.spec, ResourcePlan(workers=self.plan.workers, memory_mb=128)
-        )
+        job = await found
 
         async def function(memory_mb):
             return Function(name="f", version="1", memory_mb=memory_mb)
@@ -389,7 +411,7 @@ class World:
         harms = self.plan.harms
         if outcome.status == "completed":
             return
-        if outcome.status == "stopped" and ("stop" in harms or "partition" in harms):
+        if outcome.status == "stopped" and harms & {"stop", "partition", "client_dies"}:
             return
         kind = outcome.failure.kind if outcome.failure else ""
         excused = (
@@ -423,6 +445,10 @@ class World:
             found = await read_weights(plain, JobObjects(JOB).model)
             if found["w"].data.tobytes() != self.expected[-1][: 4 * self.plan.size]:
                 self.violated("the model has other weights than an undisturbed run")
+
+
+def _hold(name: str) -> ClientHold:
+    return ClientHold(host=name, pid=1, since=0.0)
 
 
 class _Quiet(Invocations):
