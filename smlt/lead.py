@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.control import artifact_manager
+from smlt.control.cost_model import StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
@@ -18,6 +19,7 @@ from smlt.control.job_settings import function_environment
 from smlt.control.prices import read_prices
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
+from smlt.control.resource_manager import ResourceManager
 from smlt.control.run_folder import RunFolder
 from smlt.control.summary import summarise
 from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
@@ -78,6 +80,7 @@ class Lead:
                 feed=feed,
                 objects_url=objects.url,
                 parameters_url=place.parameters,
+                manager=self._manager(job, feed),
             )
             if self._stop_requested:
                 await scheduler.request_stop()
@@ -103,6 +106,14 @@ class Lead:
         summary = await summarise(progress, outcome, objects, folder)
         folder.write_summary(summary)
         return summary
+
+    def _manager(self, job: Job, feed: ProgressFeed) -> ResourceManager | None:
+        """Return what watches the job's goals, if it has any."""
+        spec = job.state.spec
+        if not (spec.adapt or spec.deadline_s or spec.budget_usd):
+            return None
+        cost = StepCost(prices=read_prices(self._prices))
+        return ResourceManager(spec, job.state.plan, cost, notice=feed.notice, seed=spec.seed)
 
     async def _cut_short(
         self, job: Job, objects: ObjectStore, store: ParameterStore, folder: RunFolder

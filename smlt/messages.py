@@ -111,6 +111,10 @@ class JobSpec(_Plain):
     deadline_s: float | None = None
     """Seconds of the client's clock from the job's start; None: as long as it takes."""
     budget_usd: float | None = None
+    adapt: bool = False
+    """Whether the resource manager may change workers and memory."""
+    most_workers: int = 1
+    """The most that it may use."""
     keep_best: str | None = None
     init_from: str | None = None
     """Key, in the object store, of safetensors weights to begin from."""

@@ -63,6 +63,12 @@ def resume(
     memory_mb: Annotated[Given, typer.Option(metavar="MB", help="Memory of each.")] = None,
     epochs: Annotated[Given, typer.Option(metavar="N", help="End after so many in all.")] = None,
     steps: Annotated[Given, typer.Option(metavar="N", help="End after so many in all.")] = None,
+    deadline: Annotated[
+        Given, typer.Option(metavar="TIME", help="Another one, counted from the first start.")
+    ] = None,
+    budget: Annotated[
+        Given, typer.Option(metavar="USD", help="Another one, for the whole job.")
+    ] = None,
     parameters: Parameters = None,
     run_dir: RunDir = None,
     as_json: Json = False,

@@ -190,6 +190,7 @@ def render(progress: Progress) -> RenderableType:
         ("test", " · ".join(evaluated(progress)), ""),
         ("speed", " · ".join(speed(progress)), ""),
         ("cost", f"{cost(progress)} · {progress.billed_gb_s:,.1f} GB-s · {size(progress)}", ""),
+        ("plan", progress.plan, ""),
         ("ranks", ranks(progress.ranks), ""),
         ("stalled", shorten(progress.stalled, STALL_WIDTH, placeholder=" …"), "yellow"),
     ]

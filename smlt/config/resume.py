@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from smlt.config.sources import flag, shown, typed
+from smlt.config.sources import Duration, flag, shown, typed
 from smlt.config.train import CONCURRENCY_LIMIT, MEMORY_MB
 from smlt.errors import ConfigError
 from smlt.messages import JobSpec, ResourcePlan
 
-_NAMES = ("workers", "memory_mb", "epochs", "steps")
+_KINDS = {
+    "workers": int,
+    "memory_mb": int,
+    "epochs": int,
+    "steps": int,
+    "deadline": Duration,
+    "budget": float,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,9 @@ class ResumeConfig:
     memory_mb: int | None = None
     epochs: int | None = None
     steps: int | None = None
+    deadline: Duration | None = None
+    """Seconds from the job's first start, as its budget is for the whole of it."""
+    budget: float | None = None
 
     @classmethod
     def load(cls, arguments: Mapping[str, Any]) -> Self:
@@ -30,10 +40,14 @@ class ResumeConfig:
         Raises:
             ConfigError: one of them cannot be used.
         """
-        given = {name: arguments[name] for name in _NAMES if arguments.get(name) is not None}
-        config = cls(**{name: typed(value, int, flag(name)) for name, value in given.items()})
+        given = {name: arguments[name] for name in _KINDS if arguments.get(name) is not None}
+        config = cls(
+            **{name: typed(value, _KINDS[name], flag(name)) for name, value in given.items()}
+        )
         for name in given:
-            if getattr(config, name) < 1:
+            if _KINDS[name] is not int and getattr(config, name) <= 0:
+                raise _refused(name, getattr(config, name), "give more than 0.")
+            if _KINDS[name] is int and getattr(config, name) < 1:
                 raise _refused(name, getattr(config, name), "give a whole number of at least 1.")
         low, high = MEMORY_MB
         if config.memory_mb is not None and not low <= config.memory_mb <= high:
@@ -47,6 +61,10 @@ class ResumeConfig:
 
     def spec(self, spec: JobSpec) -> JobSpec:
         """Return what the job is now to do; a new end replaces the old one, whatever its kind."""
+        if self.deadline is not None:
+            spec = replace(spec, deadline_s=self.deadline)
+        if self.budget is not None:
+            spec = replace(spec, budget_usd=self.budget)
         if not self.is_longer:
             return spec
         return replace(spec, epochs=self.epochs, steps=self.steps)
@@ -66,5 +84,5 @@ class ResumeConfig:
         return ResourcePlan(workers=workers, memory_mb=self.memory_mb or plan.memory_mb)
 
 
-def _refused(name: str, value: int, why: str) -> ConfigError:
+def _refused(name: str, value: float, why: str) -> ConfigError:
     return ConfigError(f"{flag(name)} is {shown(value)}: {why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Any
 
@@ -37,6 +38,8 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "patience": config.patience,
         "deadline_s": config.deadline,
         "budget_usd": config.budget,
+        "adapt": config.adapts,
+        "most_workers": _most_workers(config),
         "keep_best": config.keep_best,
         "virtual_workers": config.streams,
         "shard_bytes": shard_bytes,
@@ -67,6 +70,16 @@ def function_environment(memory_mb: int, threads: int | None = None) -> dict[str
     count = str(threads or threads_of(memory_mb))
     pins = dict.fromkeys(_THREADS, count)
     return pins | _INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else pins
+
+
+def _most_workers(config: TrainConfig) -> int:
+    """All functions run on this machine: many more than its cores would only wait for each other.
+
+    Whoever asks for more by name gets them.
+    """
+    if config.max_workers is not None:
+        return config.most_workers
+    return min(config.most_workers, max(config.workers, 2 * (os.cpu_count() or 1)))
 
 
 def _limits(config: TrainConfig) -> Limits:

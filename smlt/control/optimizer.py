@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
 from smlt.control.acquisition import expected_improvement, knowledge_gradient
@@ -105,11 +106,16 @@ class Optimizer:
         self._priors = dict(priors or {})
         self._log = log
         usual = 2 if OBJECTIVE in self._priors else max(3, len(grid.dimensions) + 1)
-        self._start = grid.spread(start or usual, rng)
+        self._start = grid.spread(usual if start is None else start, rng)
         self._feasibility = Feasibility(grid)
         self._observations: list[_Observation] = []
         self._tried: set[int] = set()
         self._outlook: _Outlook | None = None
+        self._among = np.ones(len(grid), dtype=bool)
+
+    def confine(self, among: NDArray[np.bool_]) -> None:
+        """Ask from now on only for plans of this mask, shape (plans,)."""
+        self._among = among
 
     def tell(
         self,
@@ -146,6 +152,11 @@ class Optimizer:
         self._observations.append(_Observation(index, values, noise))
         self._feasibility.ran(index)
         self._tried.add(index)
+        self._outlook = None
+
+    def limit(self, name: str, most: float) -> None:
+        """Change the limit of a quantity that is limited already: time and money run out."""
+        self._limits[name] = most
         self._outlook = None
 
     def tell_failure(self, plan: Mapping[str, Value], kind: str = "other") -> None:
@@ -220,6 +231,7 @@ class Optimizer:
         hopeless = 1e-9 / (1 + outlook.excess)
         score: Array = outlook.runs * (outlook.meets_limits + hopeless)
         score[[o.index for o in self._observations]] = 0.0
+        score[~self._among] = 0.0
         return score
 
     def _improvement(self) -> Array:
@@ -235,6 +247,7 @@ class Optimizer:
             score = np.zeros_like(score)
             score[likely] = gain * chances[likely]
         score[[o.index for o in self._observations if o.noise == 0]] = 0.0
+        score[~self._among] = 0.0
         return score
 
     def _best(self) -> int:

@@ -35,6 +35,8 @@ class Progress:
     billed_gb_s: float = 0.0
     cost_usd: float = 0.0
     cost_is_estimate: bool = True
+    plan: str = ""
+    """Why it runs on so many workers of that size, or what is tried next."""
     stalled: str = ""
     """What is being waited for when no step has ended for a while, naming rank and shard."""
     notices: list[str] = field(default_factory=list)

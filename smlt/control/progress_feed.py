@@ -31,6 +31,12 @@ class ProgressFeed:
         self._started = clock() - progress.elapsed_s
         self._recent: deque[StepRecord] = deque()
         self._last_step = clock()
+        self.on_step: Callable[[StepRecord], None] | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the job began, those with earlier clients included."""
+        return self._clock() - self._started
 
     def notice(self, text: str) -> None:
         """Tell the user something, once."""
@@ -64,6 +70,8 @@ class ProgressFeed:
         self._recent.append(record)
         self._rate()
         self.event("step", **record.to_dict())
+        if self.on_step is not None:
+            self.on_step(record)
 
     def _rate(self) -> None:
         """Take the rates from the steps' own times: records arrive in batches."""

@@ -15,6 +15,7 @@ from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
+from smlt.control.resource_manager import Decision, ResourceManager, Standing
 from smlt.control.supervisor import Ended, Supervisor, power_of_two
 from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
@@ -37,6 +38,8 @@ _BACKOFF_S = 0.5
 _BACKOFF_LIMIT_S = 30.0
 # Renewals in the time after which the lease on the job is free.
 _BEATS = 4
+# So often the resource manager is asked.
+_MANAGE_S = 0.1
 AT_ONCE = "stopped at once, on request"
 """What is said of a job that did not wait for the end of its step."""
 
@@ -69,9 +72,11 @@ class TaskScheduler:
         feed: ProgressFeed,
         objects_url: str,
         parameters_url: str,
+        manager: ResourceManager | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
+        self._manager = manager
         self._objects = objects
         self._store = store
         self._cloud = cloud
@@ -86,6 +91,8 @@ class TaskScheduler:
         self._given_up: Failure | None = None
         self._wanted_plan: ResourcePlan | None = None
         self._overtaken: JobHeldError | None = None
+        self._run_out = ""
+        """Why the job ends before it is done: its budget or its deadline, in words."""
         self._stopping = asyncio.Event()
         self._failures: Counter[tuple[object, ...]] = Counter()
         self._barren = 0
@@ -98,7 +105,9 @@ class TaskScheduler:
             JobHeldError: another client has taken over; nothing was changed since.
         """
         self._running = asyncio.create_task(self._generations())
-        holding = asyncio.create_task(self._hold())
+        beside = [asyncio.create_task(self._hold())]
+        if self._manager is not None:
+            beside.append(asyncio.create_task(self._manage(self._manager)))
         try:
             outcome = await self._running
         except asyncio.CancelledError:
@@ -108,8 +117,9 @@ class TaskScheduler:
                 raise
             outcome = await self._abandoned(self._given_up)
         finally:
-            holding.cancel()
-            await asyncio.gather(holding, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         await self._job.end(outcome.status, outcome.message, outcome.newest)
         return outcome
 
@@ -131,6 +141,48 @@ class TaskScheduler:
             except StoreError as error:
                 # Training needs no job state between generations: it may come back.
                 logger.warning("the lease on the job could not be renewed: %s", error)
+
+    async def _manage(self, manager: ResourceManager) -> None:
+        """Ask the resource manager again and again, and do what it says."""
+        self._feed.on_step = lambda record: manager.step(record, self._clock())
+        while True:
+            await asyncio.sleep(_MANAGE_S)
+            if self._stopping.is_set() or self._run_out:
+                continue
+            decision = manager.decide(self._standing(), self._clock())
+            if decision is not None:
+                await self._carry_out(decision)
+
+    def _standing(self) -> Standing:
+        progress = self._feed.progress
+        return Standing(
+            elapsed_s=self._feed.elapsed_s,
+            spent_usd=self._invocations.bill()[1],
+            step=progress.step,
+            total_steps=progress.total_steps,
+        )
+
+    async def _carry_out(self, decision: Decision) -> None:
+        plan = decision.plan
+        self._feed.progress.plan = decision.reason
+        self._feed.event(
+            "plan",
+            reason=decision.reason,
+            saving=decision.saving,
+            workers=plan.workers if plan else None,
+            memory_mb=plan.memory_mb if plan else None,
+        )
+        if plan is not None:
+            await self.request_plan(plan)
+        if decision.stop is not None:
+            self._run_out = decision.reason
+            if self._supervisor is not None:
+                with contextlib.suppress(StoreError):
+                    if decision.at_once:
+                        failure = Failure(kind="stop", message=decision.reason)
+                        await self._supervisor.abort(failure)
+                    else:
+                        await self._supervisor.stop(decision.stop)
 
     def give_up(self, failure: Failure) -> None:
         """End the job at once, as failed: what it runs on is gone for good."""
@@ -260,12 +312,18 @@ class TaskScheduler:
         self._supervisor = self._supervise(number, plan, function)
         if self._stopping.is_set():
             return Ended(None, StepFlag.USER)
+        if self._run_out:
+            return Ended(None, StepFlag(0))
+        if self._manager is not None:
+            self._manager.begin(plan, self._clock())
         if self._wanted_plan is not None:
             # It came while this generation was being drawn.
             await self._supervisor.stop(StepFlag.PLAN)
         progress.state = "running"
         ended = await self._supervisor.run()
         self._supervisor = None
+        if self._manager is not None:
+            self._manager.end(self._clock())
         self._feed.rest()
         if ended.failure is not None:
             self._feed.event("abort", generation=number, **ended.failure.to_dict())
@@ -316,8 +374,16 @@ class TaskScheduler:
             return outcome("stopped", "stopped on request")
         if ended.reasons & StepFlag.ORPHANED:
             return outcome("stopped", "stopped: no client was seen for too long")
+        if self._run_out:
+            return outcome("stopped", self._run_out)
         if failure is None:
             return None
+        if self._manager is not None and failure.kind in ("memory", "start"):
+            plan = self._manager.failed(failure.kind)
+            if plan is not None:
+                self._wanted_plan = plan
+                self._feed.notice(f"{failure.message}; going back to {plan.workers} workers")
+                return None
         if failure.kind in _FATAL:
             return outcome("failed", failure.message)
         self._barren = self._barren + 1 if newest == self._reached else 1

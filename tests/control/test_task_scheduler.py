@@ -9,6 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from smlt.control.cost_model import StepCost
+from smlt.control.prices import read_prices
+from smlt.control.resource_manager import Decision, ResourceManager
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory import forget
@@ -397,3 +400,70 @@ def test_nothing_of_a_job_is_left_in_the_parameter_store(town):
         return [*contents.values, *contents.streams]
 
     assert asyncio.run(scenario()) == []
+
+
+class Advice:
+    """A resource manager that says what it was made with, one decision after the other."""
+
+    def __init__(self, *decisions):
+        self.decisions = list(decisions)
+        self.began, self.steps = [], 0
+
+    def begin(self, plan, now):
+        self.began.append((plan.workers, plan.memory_mb))
+        self.steps = 0
+
+    def end(self, now):
+        pass
+
+    def step(self, record, now):
+        self.steps += 1
+
+    def failed(self, kind):
+        return None
+
+    def decide(self, standing, now):
+        return self.decisions.pop(0) if self.decisions and self.steps else None
+
+
+def test_a_resource_manager_changes_the_plan_and_says_why(town):
+    plan = ResourcePlan(workers=5, memory_mb=256)
+
+    async def scenario():
+        job = town(epochs=40)
+        job.manager = Advice(Decision(reason="five are better", plan=plan, saving=0.2))
+        outcome = await job.run()
+        found = await read_weights(job.objects, JobObjects("drift").model)
+        return outcome, found["w"].numpy(), job
+
+    outcome, weights, job = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 2)
+    assert job.manager.began == [(3, 128), (5, 256)]
+    [event] = job.events("plan")
+    assert (event["reason"], event["saving"], event["workers"]) == ("five are better", 0.2, 5)
+    assert job.progress.plan == "five are better"
+    np.testing.assert_allclose(weights, in_one_process(steps=240), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ({"deadline_s": 4.0}, "stopped at its deadline of 4 s"),
+        # 3 × 128 MB: $0.00000625 a second
+        ({"budget_usd": 2.5e-5}, "stopped before it crosses its budget of $2.5e-05"),
+    ],
+)
+def test_a_job_stops_at_its_goal_with_a_checkpoint(town, goal, words):
+    async def scenario():
+        job = town(epochs=1_000_000, limits=replace(QUICK, stop_s=1.0), **goal)
+        first = ResourcePlan(workers=3, memory_mb=128)
+        cost = StepCost(prices=read_prices())
+        job.manager = ResourceManager(job.spec, first, cost, notice=print)
+        return await job.run(), job
+
+    outcome, job = asyncio.run(scenario())
+    assert (outcome.status, outcome.message) == ("stopped", words)
+    assert outcome.newest.step > 0
+    assert outcome.generations == 1
+    assert job.progress.cost_usd <= goal.get("budget_usd", 1)
+    assert job.progress.elapsed_s <= goal.get("deadline_s", 60)

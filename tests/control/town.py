@@ -89,6 +89,7 @@ class Town:
         settings = {"epochs": 6, "batch_size": 16, "seed": 5, "limits": QUICK} | settings
         self.spec = JobSpec(**{"target": "drift.py:Drift"} | settings)
         self.progress = Progress()
+        self.manager = None
 
     async def scheduler(self):
         plan = ResourcePlan(workers=self.workers, memory_mb=128)
@@ -103,6 +104,7 @@ class Town:
             feed=ProgressFeed(self.progress, EventLog(self.folder / "events.jsonl")),
             objects_url=self.objects.url,
             parameters_url=self.store.url,
+            manager=self.manager,
         )
 
     async def function(self, memory_mb):

@@ -1,0 +1,202 @@
+"""What the resource manager decides, on jobs played on a clock of their own at Lambda's prices."""
+
+import random
+
+import pytest
+
+from smlt.control.cost_model import StepCost, lambda_cost
+from smlt.control.drift import DriftDetector
+from smlt.control.prices import read_prices
+from smlt.control.resource_manager import ResourceManager, Standing
+from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord
+
+FIRST = ResourcePlan(workers=4, memory_mb=1769)
+START_S = 4.0
+SAVE_S = 1.0
+
+
+def dollars(plan, seconds):
+    """From Lambda's price list, not by the code under test."""
+    return plan.workers * plan.memory_mb / 1024 * 0.0000166667 * seconds
+
+
+def law(plan, scale=1.0):
+    """64 virtual workers of 0.25 s on one vCPU; a fifth of it is serial; a store all share."""
+    vcpus = plan.memory_mb / 1769
+    speed = vcpus if vcpus < 1 else 1 / (0.2 + 0.8 / vcpus)
+    pieces = -(-64 // plan.workers)
+    return scale * 0.25 * pieces / speed + 0.1 + 0.015 * (plan.workers - 1)
+
+
+class Job:
+    """Plays a whole job: steps with noise, starts and saves that take time, all of it billed."""
+
+    def __init__(
+        self, steps=2000, seed=0, slow=lambda job, plan: 1.0, oom=lambda plan: False, **goal
+    ):
+        adapt = goal.pop("adapt", True)
+        self.spec = JobSpec(
+            target="t:T", batch_size=64, virtual_workers=64, most_workers=64, adapt=adapt, **goal
+        )
+        self.notices, self.decisions, self.tried = [], [], [FIRST]
+        self.manager = ResourceManager(
+            self.spec, FIRST, StepCost(prices=read_prices()), notice=self.notices.append
+        )
+        self.rng, self.steps = random.Random(seed), steps
+        self.slow, self.oom = slow, oom
+        self.now = self.spent = 0.0
+        self.step, self.plan, self.stopped = 0, FIRST, None
+
+    def run(self):
+        self._begin(FIRST)
+        while self.step < self.steps and self.stopped is None:
+            seconds = law(self.plan, self.slow(self, self.plan)) * self.rng.lognormvariate(0, 0.03)
+            self._pass(seconds)
+            self.step += 1
+            record = StepRecord(step=self.step, epoch=0, loss=1.0, samples=64, seconds=seconds)
+            self.manager.step(record, self.now)
+            decision = self.manager.decide(
+                Standing(
+                    elapsed_s=self.now,
+                    spent_usd=self.spent,
+                    step=self.step,
+                    total_steps=self.steps,
+                ),
+                self.now,
+            )
+            if decision is not None:
+                self._carry_out(decision)
+        return self
+
+    def _carry_out(self, decision):
+        self.decisions.append(decision)
+        self._pass(SAVE_S)
+        self.manager.end(self.now)
+        if decision.stop is not None:
+            self.stopped = decision.stop
+            return
+        self._begin(decision.plan)
+        if self.oom(decision.plan):
+            self._pass(START_S)
+            self.manager.end(self.now)
+            self._begin(self.manager.failed("memory"))
+
+    def _begin(self, plan):
+        self.plan = plan
+        self.tried.append(plan)
+        self.manager.begin(plan, self.now)
+        if not self.oom(plan):
+            self._pass(START_S)
+
+    def _pass(self, seconds):
+        self.now += seconds
+        self.spent += dollars(self.plan, seconds)
+
+
+def every_plan():
+    from smlt.control.plan_grid import plan_grid
+
+    grid = plan_grid(JobSpec(target="t:T", virtual_workers=64, most_workers=64), FIRST)
+    return [ResourcePlan(**grid.plan(i)) for i in range(len(grid))]
+
+
+def fixed(plan, steps):
+    seconds = START_S + steps * law(plan) + SAVE_S
+    return seconds, dollars(plan, seconds)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_deadline_is_met_at_little_more_than_the_least_cost(seed):
+    job = Job(deadline_s=1800, seed=seed).run()
+    assert (job.step, job.stopped) == (2000, None)
+    assert job.now <= 1800
+    best = min(usd for time, usd in (fixed(p, 2000) for p in every_plan()) if time <= 1800)
+    assert job.spent <= 1.35 * best
+    # The plan that it began with would have been late.
+    assert fixed(FIRST, 2000)[0] > 1800
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_within_a_budget_the_job_is_done_much_sooner(seed):
+    budget = 1.6
+    job = Job(budget_usd=budget, seed=seed).run()
+    assert (job.step, job.stopped) == (2000, None)
+    assert job.spent <= budget
+    best = min(time for time, usd in (fixed(p, 2000) for p in every_plan()) if usd <= budget)
+    assert job.now <= 1.5 * best
+    assert job.now < 0.5 * fixed(FIRST, 2000)[0]
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.1])
+@pytest.mark.parametrize("adapt", [False, True])
+def test_the_budget_is_not_crossed_by_more_than_a_step(budget, adapt):
+    job = Job(budget_usd=budget, adapt=adapt).run()
+    assert job.stopped == StepFlag.BUDGET
+    assert job.spent <= budget + dollars(job.plan, law(job.plan))
+    assert job.spent > 0.5 * budget
+
+
+def test_the_deadline_stops_the_job():
+    job = Job(deadline_s=200, adapt=False).run()
+    assert job.stopped == StepFlag.DEADLINE
+    assert 150 < job.now <= 200 + law(FIRST)
+
+
+def test_what_is_out_of_reach_is_said_early_with_what_would_meet_it():
+    job = Job(deadline_s=300).run()
+    early = [d for d in job.decisions if d.stop is None]
+    assert len(early) <= 11
+    assert any("deadline of 5 min is out of reach" in n and "--deadline" in n for n in job.notices)
+
+
+def test_a_fixed_plan_is_left_alone():
+    assert Job(steps=300, deadline_s=1e5, adapt=False).run().decisions == []
+
+
+def test_a_plan_without_enough_memory_is_gone_back_from_and_not_tried_again():
+    job = Job(deadline_s=3600, oom=lambda plan: plan.memory_mb < 1769).run()
+    assert (job.step, job.stopped) == (2000, None)
+    failed = [plan for plan in job.tried if plan.memory_mb < 1769]
+    assert len(failed) <= 1
+
+
+def test_a_job_that_has_little_left_does_not_try_other_plans():
+    assert Job(steps=12, deadline_s=3600).run().decisions == []
+
+
+def test_steps_that_become_slower_for_good_are_planned_anew():
+    job = Job(steps=4000, deadline_s=6000, slow=lambda job, plan: 1.0 if job.step < 1500 else 1.5)
+    job.run()
+    assert any("looking for the best plan again" in notice for notice in job.notices)
+    assert job.step == 4000
+
+
+def test_one_slow_step_is_not_a_drift():
+    steady = DriftDetector(1.0, 0.03)
+    rng = random.Random(1)
+    assert not any(steady.drifted(rng.lognormvariate(0, 0.03)) for _ in range(20_000))
+    assert not steady.drifted(60.0)
+    assert not any(steady.drifted(rng.lognormvariate(0, 0.03)) for _ in range(100))
+
+
+@pytest.mark.parametrize("factor", [1 / 1.2, 1.2, 1.5, 3.0])
+def test_a_lasting_change_of_a_fifth_is_found_within_some_steps(factor):
+    detector, rng = DriftDetector(1.0, 0.05), random.Random(2)
+    found = [detector.drifted(factor * rng.lognormvariate(0, 0.05)) for _ in range(20)]
+    assert any(found)
+
+
+def test_the_price_of_a_second_is_that_of_the_list():
+    plan = ResourcePlan(workers=3, memory_mb=2048)
+    cost = StepCost(prices=read_prices()).per_second(plan.workers, plan.memory_mb)
+    assert cost == pytest.approx(dollars(plan, 1))
+    assert cost == pytest.approx(lambda_cost(3000, 2048, 0))
+
+
+def test_a_start_that_eats_the_budget_is_ended_at_once():
+    manager = Job(budget_usd=0.02).manager
+    manager.begin(FIRST, 0.0)
+    standing = {"elapsed_s": 80.0, "step": 0, "total_steps": None}
+    assert manager.decide(Standing(spent_usd=0.005, **standing), 80.0) is None
+    decision = manager.decide(Standing(spent_usd=0.0198, **standing), 81.0)
+    assert (decision.stop, decision.at_once) == (StepFlag.BUDGET, True)
