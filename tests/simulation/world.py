@@ -362,17 +362,19 @@ class World:
 
     async def _led(self):
         """Have the job led to its end: by its first client, or by one that takes over."""
-        try:
-            return await self.client.spawn(self._client(self._created()))
-        except asyncio.CancelledError:
-            if not self.client.dead:
-                raise
-            self.trace("world", "the client is dead")
-        if self.plan.heir_after is None or not self.objects.keys(JobObjects(JOB).state):
-            return None
-        await asyncio.sleep(self.plan.heir_after)
-        self.client = Process(self.loop, "heir")
-        return await self.client.spawn(self._client(self._taken_over()))
+        found = self._created()
+        while True:
+            try:
+                return await self.client.spawn(self._client(found))
+            except asyncio.CancelledError:
+                if not self.client.dead:
+                    raise
+                self.trace("world", f"the {self.client.name} is dead")
+            if self.plan.heir_after is None or not self.objects.keys(JobObjects(JOB).state):
+                return None
+            await asyncio.sleep(self.plan.heir_after)
+            self.client = Process(self.loop, "heir")
+            found = self._taken_over()
 
     async def _created(self):
         plan = ResourcePlan(workers=self.plan.workers, memory_mb=128)
