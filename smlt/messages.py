@@ -128,6 +128,8 @@ class JobSpec(_Plain):
     threads: int | None = None
     """Threads that every function computes with, whatever its size; by default as it has vCPUs."""
     keep_checkpoints: int = 3
+    trace: bool = False
+    """Report when each shard was sent and received."""
     checkpoint_s: float = 60.0
     digest_steps: int = 50
     limits: Limits = field(default_factory=Limits)
@@ -211,8 +213,18 @@ class StepRecord(_Plain):
     samples: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
-    spans: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase: compute, upload, reduce, download, wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseRecord(_Plain):
+    """Where the time of one training step went at one rank (``aggregation.phases``)."""
+
+    step: int
+    seconds: float
+    phases: dict[str, float]
+    """Seconds by phase. They overlap, so that their sum may be more than the step's."""
+    spans: list[tuple[str, int, int, float, float]] = field(default_factory=list)
+    """Phase, shard, other rank, begin and end; of a job that is traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +233,9 @@ class WorkerReport(_Plain):
 
     rank: int
     kind: str
-    """steps, evaluation, notice, spans, plan or model."""
+    """steps, phases, evaluation, notice or plan."""
     steps: list[dict[str, Any]] = field(default_factory=list)
+    """Of kind steps: StepRecord each; of kind phases: PhaseRecord each."""
     step: int = 0
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)

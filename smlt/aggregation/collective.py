@@ -30,11 +30,12 @@ class Collective:
         weight: float,
         flags: int,
         meta: Callable[[int], Meta],
+        trace: bool = False,
     ) -> AllReduce:
         """Begin the all-reduce of a flat buffer; nothing moves until its shards are ready.
 
         ``weight`` is what the contribution, a sum, counts for; ``meta(shard)`` is asked when the
-        shard is ready.
+        shard is ready. With ``trace`` the step's phases keep every span.
         """
         reduction = AllReduce(
             self._transfer,
@@ -45,6 +46,7 @@ class Collective:
             flags=flags,
             meta=meta,
             stale=self._stale,
+            trace=trace,
         )
         self._stale = reduction.frames()
         return reduction

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
 
@@ -18,8 +18,9 @@ import numpy as np
 
 from smlt.aggregation.metric_sums import added
 from smlt.aggregation.notices import Arrival
+from smlt.aggregation.phases import REDUCE, Phases
 from smlt.aggregation.shard_plan import ShardPlan
-from smlt.aggregation.transfer import Membership, Room, Shard, Spans, Transfer
+from smlt.aggregation.transfer import Membership, Room, Shard, Transfer
 from smlt.aggregation.window import in_order
 from smlt.errors import FrameError
 from smlt.io import frame
@@ -42,8 +43,6 @@ class StepResult:
     """Total weight of the contributions."""
     metas: list[frame.Meta]
     """Merged, one for each shard."""
-    spans: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase, summed over shards that overlap in time."""
 
 
 class AllReduce:
@@ -63,6 +62,7 @@ class AllReduce:
         flags: int,
         meta: Callable[[int], frame.Meta],
         stale: Sequence[str] = (),
+        trace: bool = False,
     ) -> None:
         self._transfer = transfer
         self._rank = transfer.members.rank
@@ -77,8 +77,8 @@ class AllReduce:
         self._ready = [asyncio.Event() for _ in range(plan.shards)]
         self._settled = asyncio.Event()
         self._reductions = asyncio.Semaphore(_REDUCTIONS)
-        self._spans = Spans(transfer.members.clock)
-        self._result = StepResult(0, 0.0, [frame.Meta()] * plan.shards, self._spans.seconds)
+        self.phases = Phases(transfer.members.clock, trace=trace)
+        self._result = StepResult(0, 0.0, [frame.Meta()] * plan.shards)
 
     def ready(self, shard: int) -> None:
         """Say that the shard's gradient is final. On the event loop's thread."""
@@ -119,7 +119,7 @@ class AllReduce:
         await self._put(Arrival(self._step, shard, self._rank), stream, span, self._header(shard))
         mean = Arrival(self._step, shard, owner, is_mean=True)
         decode = partial(frame.decode_shard_into, out=span)
-        header, room = await self._transfer.fetch(mean, span.nbytes, decode, self._spans)
+        header, room = await self._transfer.fetch(mean, span.nbytes, decode, self.phases)
         self._transfer.give_back([room])
         self._settle(shard, header)
 
@@ -148,11 +148,11 @@ class AllReduce:
         starts = [partial(self._contribution, shard, rank, reducer, span.nbytes) for rank in others]
         async with aclosing(in_order(starts, _AHEAD)) as contributions:
             async for rank, (data, headers[rank]), rooms[rank] in contributions:
-                with self._spans.during("reduce"):
+                with self.phases.during(REDUCE, shard):
                     freed = await self._transfer.offload(span.nbytes, reducer.add, rank, data)
                 self._transfer.give_back(rooms.pop(other) for other in freed if other in rooms)
         weight = sum(headers[rank].weight for rank in range(self._world_size))
-        with self._spans.during("reduce"):
+        with self.phases.during(REDUCE, shard):
             scale = 1.0 / weight if weight else 0.0
             read = span.nbytes * (1 + len(rooms))
             await self._transfer.offload(read, reducer.finish, span, scale)
@@ -168,7 +168,7 @@ class AllReduce:
             return data, reducer.verify(data)
 
         arrival = Arrival(self._step, shard, rank)
-        found, room = await self._transfer.fetch(arrival, nbytes, verified, self._spans)
+        found, room = await self._transfer.fetch(arrival, nbytes, verified, self.phases)
         return rank, found, room
 
     def _header(self, shard: int) -> frame.ShardHeader:
@@ -179,7 +179,7 @@ class AllReduce:
     ) -> None:
         # Readers lag by a step at the most; twice that leaves room for repeats.
         keep = 4 * self._plan.shards * self._world_size
-        await self._transfer.put(arrival, span, header, self._spans, stream=stream, keep=keep)
+        await self._transfer.put(arrival, span, header, self.phases, stream=stream, keep=keep)
 
     async def _discard_stale(self) -> None:
         """Free what the step before left, once any shard proves that every rank has applied it."""

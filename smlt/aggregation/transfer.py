@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from smlt._core import codec
 from smlt.aggregation.notices import Arrival, Notices
+from smlt.aggregation.phases import DL_GRAD, DL_SHARD, UL_AGGR, UL_SHARD, Phases
 from smlt.errors import FrameError, StoreFullError
 from smlt.io import frame
 from smlt.io.keys import GenerationKeys
@@ -69,7 +69,7 @@ class Transfer:
         arrival: Arrival,
         shard: Shard,
         header: frame.ShardHeader,
-        spans: Spans,
+        phases: Phases,
         *,
         stream: str,
         keep: int,
@@ -77,7 +77,7 @@ class Transfer:
         """Put a shard and announce it on a stream that keeps at least its last notices."""
         members = self.members
         async with self._uploads:
-            with spans.during("upload"):
+            with phases.during(UL_AGGR if arrival.is_mean else UL_SHARD, arrival.shard):
                 await members.store.put(
                     self.key(arrival),
                     await self.offload(shard.nbytes, frame.encode_shard, shard, header),
@@ -89,7 +89,7 @@ class Transfer:
                 )
 
     async def fetch(
-        self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], spans: Spans
+        self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], phases: Phases
     ) -> tuple[Result, Room]:
         """Wait for a shard of ``nbytes`` and return what ``use`` makes of its frame.
 
@@ -103,10 +103,10 @@ class Transfer:
         """
         # An owner that lacks a contribution knows whose: it has the first word.
         patience = _PATIENCE_FOR_MEANS if arrival.is_mean else 1.0
-        with spans.during("wait"):
-            await self.notices.wait(arrival, patience * self.members.limit_s)
+        await self.notices.wait(arrival, patience * self.members.limit_s)
+        phase = DL_GRAD if arrival.is_mean else DL_SHARD
         async with self._downloads:
-            with spans.during("download"):
+            with phases.during(phase, arrival.shard, arrival.rank):
                 room = self._take(codec.frame_bound(nbytes, _USUAL_META_BYTES))
                 try:
                     return await self._use(arrival, nbytes, use, room), room
@@ -155,19 +155,3 @@ class Transfer:
         if arrival.is_mean:
             return keys.mean(arrival.step, arrival.shard)
         return keys.contribution(arrival.step, arrival.shard, arrival.rank)
-
-
-class Spans:
-    """Seconds by phase, summed over shards that overlap in time."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._clock = clock
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._clock() - began

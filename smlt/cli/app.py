@@ -179,6 +179,9 @@ def _train(
         Switch,
         typer.Option("--inline/--no-inline", help="One rank in this process, for a debugger."),
     ] = None,
+    trace: Annotated[
+        Switch, typer.Option("--trace/--no-trace", help="Log when each shard went and came.")
+    ] = None,
     json: Annotated[
         Switch, typer.Option("--json/--no-json", help="Print the summary as one JSON object.")
     ] = None,

@@ -40,6 +40,7 @@ def success_text(summary: Summary, *, here: Path, torch: bool) -> str:
     model, best = _path(summary.model_path, here), _path(summary.best_model_path, here)
     rows = [(name, f"{value:.6g}") for name, value in summary.metrics.items()] + [
         ("time", f"{clock_time(summary.seconds)} on {_size(summary)}"),
+        ("phases", _phases(summary)),
         ("cost", _cost(summary)),
         ("model", model),
         ("best model", best),
@@ -95,6 +96,7 @@ def ended(progress: Progress, state: str, message: str) -> Summary:
         best_model_path=None,
         checkpoint=None,
         message=message,
+        phases=dict(progress.phases),
         notices=list(progress.notices),
     )
 
@@ -114,6 +116,12 @@ def _size(summary: Summary) -> str:
 def _cost(summary: Summary) -> str:
     amount = dollars(summary.cost_usd, is_estimate=summary.cost_is_estimate)
     return f"{amount} for {summary.billed_gb_s:,.1f} GB-s billed"
+
+
+def _phases(summary: Summary) -> str | None:
+    """Say where a worker's time went; phases overlap, and those that took none are left out."""
+    told = [f"{name} {seconds:.1f} s" for name, seconds in summary.phases.items() if seconds > 0.05]
+    return ", ".join(told) or None
 
 
 def _path(path: str | None, here: Path) -> str | None:

@@ -84,6 +84,8 @@ class TrainConfig:
     """``KEY=VALUE`` each, for the task's constructor."""
     inline: bool = False
     """One rank, in this process; workers does not matter then."""
+    trace: bool = False
+    """Write to the event log when each shard was sent and received."""
     json: bool = False
     quiet: bool = False
     objects: str | None = None

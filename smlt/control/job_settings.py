@@ -47,6 +47,7 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "determinism": config.determinism,
         "threads": threads_of(config.memory_mb) if config.determinism == EXACT else None,
         "keep_checkpoints": config.keep_checkpoints,
+        "trace": config.trace,
         "limits": _limits(config),
     }
 

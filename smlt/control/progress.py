@@ -37,6 +37,8 @@ class Progress:
     cost_is_estimate: bool = True
     plan: str = ""
     """Why it runs on so many workers of that size, or what is tried next."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, summed over the steps; the mean of the ranks. They overlap."""
     stalled: str = ""
     """What is being waited for when no step has ended for a while, naming rank and shard."""
     notices: list[str] = field(default_factory=list)
@@ -72,6 +74,8 @@ class Summary:
     """Where the newest checkpoint is, when there is no model."""
     message: str
     """One sentence: why it ended."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, summed over the steps; the mean of the ranks. They overlap."""
     traceback: str = ""
     """The worker's own, where a task's exception ended the job."""
     notices: list[str] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgpack
 
 from smlt.control.event_log import EventLog
 from smlt.control.progress import Progress
-from smlt.messages import RankState, StepRecord, WorkerReport
+from smlt.messages import PhaseRecord, RankState, StepRecord, WorkerReport
 
 # Rates are taken over this long; after this long without a step, what is waited for is named.
 _RATE_S = 5.0
@@ -30,6 +30,8 @@ class ProgressFeed:
         # An earlier client of the job may have spent some time already.
         self._started = clock() - progress.elapsed_s
         self._recent: deque[StepRecord] = deque()
+        self._phases: Counter[str] = Counter()
+        self._steps_by_rank: Counter[int] = Counter()
         self._last_step = clock()
         self.on_step: Callable[[StepRecord], None] | None = None
 
@@ -54,6 +56,9 @@ class ProgressFeed:
         if report.kind == "steps":
             for record in report.steps:
                 self._take_step(StepRecord.from_dict(record))
+        elif report.kind == "phases":
+            for record in report.steps:
+                self._take_phases(report.rank, PhaseRecord.from_dict(record))
         elif report.kind == "evaluation":
             self.progress.evaluation = report.metrics
             self.event("evaluation", step=report.step, epoch=report.epoch, metrics=report.metrics)
@@ -72,6 +77,17 @@ class ProgressFeed:
         self.event("step", **record.to_dict())
         if self.on_step is not None:
             self.on_step(record)
+
+    def _take_phases(self, rank: int, record: PhaseRecord) -> None:
+        """Keep what a rank says of a step, and add it to the totals of a typical rank."""
+        traced = {"spans": record.spans} if record.spans else {}
+        told = {name: round(seconds, 6) for name, seconds in record.phases.items()}
+        seconds = round(record.seconds, 6)
+        self.event("phases", rank=rank, step=record.step, seconds=seconds, phases=told, **traced)
+        self._phases.update(record.phases)
+        self._steps_by_rank[rank] += 1
+        share = max(self._steps_by_rank.values()) / self._steps_by_rank.total()
+        self.progress.phases = {name: share * total for name, total in self._phases.items()}
 
     def _rate(self) -> None:
         """Take the rates from the steps' own times: records arrive in batches."""

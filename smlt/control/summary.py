@@ -54,6 +54,7 @@ async def summarise(
         best_model_path=None if best is None else str(best),
         checkpoint=str(manifest.parent) if manifest else None,
         message=outcome.message,
+        phases=dict(progress.phases),
         traceback=outcome.failure.traceback if outcome.failure else "",
         notices=list(progress.notices),
     )

@@ -11,11 +11,12 @@ from typing import Any
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.metric_sums import Metrics, added
+from smlt.aggregation.phases import APPLY, COMPUTE, Phases
 from smlt.aggregation.shard_plan import plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
-from smlt.messages import JobSpec, StepFlag, StepRecord, WorkerReport
+from smlt.messages import JobSpec, PhaseRecord, StepFlag, StepRecord, WorkerReport
 from smlt.worker import divergence
 from smlt.worker.divergence import DivergedError
 from smlt.worker.generation import Generation
@@ -29,6 +30,8 @@ from smlt.worker.task import Contribution, Task
 
 # Progress reaches the client in batches, not more often than this.
 _REPORT_S = 0.2
+# All ranks together report their phases not more often than this.
+_PHASES_S = 0.01
 _LOSS = "loss"
 # So long may ranks take to tell where they differ.
 _DIGESTS_S = 5.0
@@ -84,7 +87,8 @@ class Trainer:
         self._tree = GradientTree(self._buffer, len(samples.portions))
         self._equal_at: int | None = None
         self._records: list[dict[str, Any]] = []
-        self._reported = self._saved = self._generation.clock()
+        self._phases: list[dict[str, Any]] = []
+        self._reported = self._told = self._saved = self._generation.clock()
 
     async def run(self, step: int) -> StepFlag:
         """Take steps from ``step`` on until all ranks agree to stop; return why.
@@ -129,7 +133,6 @@ class Trainer:
     async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
-        started = self._generation.clock()
         count = self._samples.count(slot.batch)
         metrics: Metrics = {}
         absent: frozenset[str] = frozenset()
@@ -147,14 +150,16 @@ class Trainer:
             weight=count,
             flags=int(flags),
             meta=meta,
+            trace=self._spec.trace,
         )
+        phases = reduction.phases
         reducing = asyncio.create_task(reduction.run())
         try:
-            absent, own = await self._gradients(slot, reduction)
+            with phases.during(COMPUTE):
+                absent, own = await self._gradients(slot, reduction)
             metrics.update(own)
             self._buffer.finish(reduction.ready)
             reduction.ready(self._plan.shards - 1)
-            computed = self._generation.clock()
             result = await reducing
             await self._compare(slot, result)
         finally:
@@ -162,10 +167,10 @@ class Trainer:
             await asyncio.gather(reducing, return_exceptions=True)
         present = self._buffer.present([meta.present for meta in result.metas])
         self.is_whole = False
-        await self._compute(self._task.apply, self._buffer.views, present)
+        with phases.during(APPLY):
+            await self._compute(self._task.apply, self._buffer.views, present)
         self.is_whole = True
-        result.spans["compute"] = computed - started
-        self._record(slot, result, self._generation.clock() - started)
+        self._record(slot, result, phases)
         return StepFlag(result.flags)
 
     async def _gradients(self, slot: Slot, reduction: AllReduce) -> tuple[frozenset[str], Metrics]:
@@ -284,26 +289,35 @@ class Trainer:
         due = self._is_reporter and self._generation.clock() - self._saved > self._spec.checkpoint_s
         return StepFlag.CHECKPOINT if due else StepFlag(0)
 
-    def _record(self, slot: Slot, result: StepResult, seconds: float) -> None:
+    def _record(self, slot: Slot, result: StepResult, phases: Phases) -> None:
+        seconds = phases.stop()
+        step = slot.trained + 1
+        told = PhaseRecord(step=step, seconds=seconds, phases=phases.seconds, spans=phases.spans)
+        self._phases.append(told.to_dict())
         metrics = _means(result.metas[-1].metrics)
         record = StepRecord(
-            step=slot.trained + 1,
+            step=step,
             epoch=slot.epoch,
             loss=metrics.pop(_LOSS, math.nan),
             samples=int(result.weight),
             seconds=seconds,
             metrics=metrics,
-            spans=result.spans,
         )
         if self._is_reporter:
             self._records.append(record.to_dict())
 
     async def _report(self, *, at_once: bool = False) -> None:
         now = self._generation.clock()
-        if not self._records or not (at_once or now - self._reported > _REPORT_S):
-            return
-        records, self._records, self._reported = self._records, [], now
-        report = WorkerReport(rank=self._generation.task.rank, kind="steps", steps=records)
+        if self._records and (at_once or now - self._reported > _REPORT_S):
+            records, self._records, self._reported = self._records, [], now
+            await self._tell("steps", records)
+        every_s = max(_REPORT_S, _PHASES_S * self._collective.members.world_size)
+        if self._phases and (at_once or now - self._told > every_s):
+            phases, self._phases, self._told = self._phases, [], now
+            await self._tell("phases", phases)
+
+    async def _tell(self, kind: str, records: list[dict[str, Any]]) -> None:
+        report = WorkerReport(rank=self._generation.task.rank, kind=kind, steps=records)
         await self._generation.report(report)
 
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jobs.harness import CODE, SMALL
+from smlt.report.events import read_events
 
 
 def weights(ended):
@@ -29,6 +30,35 @@ def test_two_runs_with_one_seed_give_one_digest(place):
     assert first.summary["weights_digest"].startswith("sha256:")
     assert first.summary["weights_digest"] == second.summary["weights_digest"]
     assert first.summary["job_id"] != second.summary["job_id"]
+
+
+def test_every_rank_tells_where_its_time_went(place):
+    options = ("--workers", "2", "--steps", "5", "--shard-mb", "0.0004", "--param", "width=1000")
+    ended = place.train(SMALL, *options, "--trace", "--json").check(0)
+    [folder] = place.run.glob("jobs/*/")
+    events = [e for e in read_events(folder / "events.jsonl") if e.name == "phases"]
+    assert sorted((e.fields["rank"], e.fields["step"]) for e in events) == [
+        (rank, step) for rank in (0, 1) for step in range(1, 6)
+    ]
+    for event in events:
+        phases, rank = event.fields["phases"], event.fields["rank"]
+        moves = ("UL-shard", "DL-shard", "UL-aggr", "DL-grad")
+        assert all(0 < phases[name] <= event.fields["seconds"] for name in ("compute", *moves))
+        assert phases["overlap"] <= phases["compute"]
+        shards = {name: set() for name in moves}
+        for name, shard, _, began, ended_at in event.fields["spans"]:
+            assert 0 <= began <= ended_at <= event.fields["seconds"] + 1e-6
+            if name in shards:
+                shards[name].add(shard)
+        # Each shard is put by one rank and averaged by the other.
+        assert shards["UL-shard"] == shards["DL-grad"]
+        assert shards["DL-shard"] == shards["UL-aggr"]
+        assert not shards["UL-shard"] & shards["UL-aggr"]
+        every = shards["UL-shard"] | shards["UL-aggr"]
+        assert len(every) > 8, rank
+        assert every == set(range(len(every))), rank
+    total = sum(event.fields["phases"]["compute"] for event in events) / 2
+    assert ended.summary["phases"]["compute"] == pytest.approx(total, rel=1e-3)
 
 
 def test_workers_and_aggregators_change_only_the_rounding(place):
