@@ -490,8 +490,10 @@ def reduce_adamw(
     cdef _Output first = _Output(exp_avg, "exp_avg", 4, target.count)
     cdef _Output second = _Output(exp_avg_sq, "exp_avg_sq", 4, target.count)
     cdef _Inputs inputs = _Inputs(shards, target.count, dtype, weights)
-    cdef double beta1 = betas[0], beta2 = betas[1]
+    cdef double beta1, beta2
     cdef reduction job
+    # Unpacked, not indexed: indices are not checked in a release build.
+    beta1, beta2 = betas
     if step < 1:
         raise ValueError(f"step counts from 1, not {step}")
     job.finish = ADAMW

@@ -161,3 +161,11 @@ def test_fused_forms_refuse(shard_reduce):
         shard_reduce.reduce_adamw(
             [shard], other, np.zeros(4, np.float32), np.zeros(4, np.float32), step=0
         )
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999)])
+def test_reduce_adamw_refuses_other_than_two_betas(shard_reduce, betas):
+    state = np.zeros((4, 5), np.float32)
+
+    with pytest.raises(ValueError, match="unpack"):
+        shard_reduce.reduce_adamw([state[0]], state[1], state[2], state[3], step=1, betas=betas)
