@@ -88,10 +88,12 @@ class Smlt:
         )
         for shard in range(self._plan.shards):
             reduction.ready(shard)
-        return await reduction.run()
+        await reduction.run()
+        reduction.phases.stop()
+        return reduction.phases.seconds
 
     def step(self) -> None:
-        self.spans = self._runner.run(self._all_reduce()).spans
+        self.spans = self._runner.run(self._all_reduce())
         self._step += 1
 
     async def _close(self) -> None:
