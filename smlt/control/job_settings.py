@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from typing import Any
 
 from smlt.config import TrainConfig
@@ -70,7 +69,7 @@ def function_environment(memory_mb: int, threads: int | None = None) -> dict[str
     """
     count = str(threads or threads_of(memory_mb))
     pins = dict.fromkeys(_THREADS, count)
-    return pins | _INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else pins
+    return pins | _INSTRUCTIONS if os.uname().machine in ("x86_64", "AMD64") else pins
 
 
 def _most_workers(config: TrainConfig) -> int:

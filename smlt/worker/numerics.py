@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import sys
 from typing import Any
 
@@ -19,7 +19,7 @@ def of_this_host() -> Numerics:
     what came of it, so it is asked for after the task has been imported.
     """
     found: Numerics = {
-        "architecture": platform.machine(),
+        "architecture": os.uname().machine,
         "numpy": np.__version__,
         "numpy instructions": _numpy_instructions(),
     }

@@ -75,7 +75,10 @@ def is_out_of_memory(plan):
     return plan["memory_mb"] < 1000 + 6000 / plan["workers"]
 
 
-@pytest.mark.parametrize("surrogate", [SampledGaussianProcess, SkoptGaussianProcess])
+@pytest.mark.parametrize(
+    "surrogate",
+    [SampledGaussianProcess, pytest.param(SkoptGaussianProcess, marks=pytest.mark.slow)],
+)
 def test_least_cost_before_a_deadline_with_plans_that_fail(surrogate):
     grid = SearchGrid([WORKERS, MEMORY])
     plans = [grid.plan(index) for index in range(len(grid))]

@@ -92,6 +92,7 @@ def _train(mark, event, rank, results):
     results.put((rank, version("ddp", mark)(event | {"worker_id": rank})))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_ddp_gives_the_same_weights(tmp_path, valkey, job):
     context = multiprocessing.get_context("spawn")

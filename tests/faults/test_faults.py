@@ -87,6 +87,7 @@ def test_worker_killed_in_its_forward_pass(place, digest):
     assert abort["kind"] == "lost"
 
 
+@pytest.mark.slow
 def test_zombie_changes_nothing(place, digest):
     """A worker is stopped for longer than its lease, and wakes up in a world that went on."""
     fault = Fault(place, STEADY)

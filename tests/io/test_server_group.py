@@ -43,6 +43,7 @@ def pair(shared_server, tmp_path_factory):
         yield f"{shared_server.url},redis://127.0.0.1:{other.port}/1"
 
 
+@pytest.mark.slow
 class TestServerGroupOnValkey(GroupContract):
     @pytest.fixture
     def opened(self, pair):

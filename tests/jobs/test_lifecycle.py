@@ -106,6 +106,7 @@ def test_complete_job_is_trained_further_as_if_it_had_never_ended(place, digest)
     assert longer.summary["weights_digest"] == digest
 
 
+@pytest.mark.slow
 def test_jobs_are_listed_and_cleaned(place):
     ids = [
         place.train(SMALL, "--workers", "1", "--steps", "2", "--json").check(0).summary["job_id"]
