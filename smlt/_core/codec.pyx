@@ -188,6 +188,8 @@ cdef _cast(array, str wire_dtype, residual):
     cdef int code = FP16 if wire_dtype == "fp16" else BF16
     cdef Py_ssize_t count = source.shape[0]
     if residual is not None:
+        if not residual.flags.c_contiguous:
+            raise BufferError("residual must be C-contiguous")  # a copy of it would be updated
         loss = residual.reshape(-1)
         if loss.shape[0] != count:
             raise ValueError(f"residual has {loss.shape[0]} elements, not {count}")

@@ -294,6 +294,12 @@ def test_bf16_bits_can_be_sent_as_they_are(codec, rng):
         (np.zeros(3, "f4"), {"flags": -1}, ValueError, "flags"),
         (np.zeros(3, "f4"), {"meta": bytes(2**20 + 1)}, ValueError, "meta has 1048577"),
         (np.zeros(3, "f4"), {"residual": np.zeros(3, "f4")}, ValueError, "residual needs"),
+        (
+            np.zeros((2, 3), "f4"),
+            {"wire_dtype": "fp16", "residual": np.zeros((3, 2), "f4").T},
+            BufferError,
+            "residual must be C-contiguous",
+        ),
     ],
 )
 def test_encode_refuses(codec, array, options, error, text):

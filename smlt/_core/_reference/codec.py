@@ -75,6 +75,8 @@ def _tensor(
     elif wire_dtype not in DTYPES:
         raise ValueError(f"wire_dtype must be one of {', '.join(DTYPES)}, not {wire_dtype!r}")
     elif dtype == "fp32":
+        if residual is not None and not residual.flags.c_contiguous:
+            raise BufferError("residual must be C-contiguous")  # a copy of it would be updated
         if residual is not None and residual.size != plain.size:
             raise ValueError(f"residual has {residual.size} elements, not {plain.size}")
         if residual is not None and np.shares_memory(residual, plain):
