@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 3
 PYTEST := $(BIN)/python -m pytest
 TOGETHER := --numprocesses $(TEST_PROCESSES) --dist loadfile
-COMPILE := $(BIN)/python setup.py --quiet build_ext --inplace --parallel 3
+COMPILE := $(BIN)/python setup.py --quiet build_ext --inplace
 INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --editable
 CORE := $(wildcard smlt/_core/*.pyx smlt/_core/*.pxd smlt/_core/*.h)
 

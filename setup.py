@@ -45,4 +45,5 @@ setup(
         [extension(name) for name in ("shard_reduce", "_frame", "codec")],
         compiler_directives=DIRECTIVES,
     ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
