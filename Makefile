@@ -30,6 +30,7 @@ check: $(VENV)/.smlt-core
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/cython-lint --no-pycodestyle smlt/_core
+	$(BIN)/cfn-lint deploy/*.yaml
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
 		smlt._core.shard_reduce smlt._core.codec
 
