@@ -25,6 +25,9 @@ from smlt.io.s3_errors import FOREIGN, Attempts
 
 CONNECTIONS = 64
 _CONNECT_S = 5.0
+_ATTEMPT_S = 10.0
+"""Of a call's time, what one attempt may wait. A peer that closes while we write may never say so:
+the connection stands still, and only a new one helps."""
 _SLOWEST_BYTES_S = 1e6
 """What a link moves that is worth waiting for."""
 
@@ -40,6 +43,7 @@ class S3Client:
         self.requests: Counter[str] = Counter()
         """Requests sent so far, by S3's name of the operation: what S3 bills."""
         self._time_limit_s = time_limit_s
+        self._attempt_s = min(_ATTEMPT_S, time_limit_s)
         self._stack = AsyncExitStack()
         self._opening: asyncio.Lock | None = None
         self._client: Any = None
@@ -69,7 +73,7 @@ class S3Client:
         """
         attempts = self._attempts(doing)
         body = parameters.get("Body")
-        limit_s = self._time_limit_s + len(body or b"") / _SLOWEST_BYTES_S
+        attempt_s = self._attempt_s + len(body or b"") / _SLOWEST_BYTES_S
         while True:
             if body is not None:
                 parameters["Body"] = io.BytesIO(body)  # each attempt reads it from its beginning
@@ -77,7 +81,7 @@ class S3Client:
                 client = await self._opened()
                 call = getattr(client, operation)
                 # Reading has a limit of its own, for every chunk.
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(attempt_s):
                     answer = await call(Bucket=self.address.bucket, **parameters)
                 if "Body" in answer:
                     _check_size(answer, max_bytes, parameters["Key"])
@@ -173,8 +177,8 @@ class S3Client:
         config = Config(
             # We repeat calls ourselves: by time, and knowing what an earlier attempt may have done.
             retries={"total_max_attempts": 1},
-            connect_timeout=min(_CONNECT_S, self._time_limit_s),
-            read_timeout=self._time_limit_s,
+            connect_timeout=min(_CONNECT_S, self._attempt_s),
+            read_timeout=self._attempt_s,
             max_pool_connections=CONNECTIONS,
             # Few compatible services know buckets by host names.
             s3={

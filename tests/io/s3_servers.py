@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -106,7 +107,11 @@ class S3Server:
                 start_response(f"{fault.status} Fault", [("Content-Type", "application/xml")])
                 return [text.encode()]
             except CutError:
-                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+                # Closed for good, not only for writing: a client that is still writing its body would
+                # wait for us to read it.
+                sock = environ["werkzeug.socket"]
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.shutdown(socket.SHUT_RDWR)
                 start_response("500 Cut", [])
                 return []
         start_response(*answer)

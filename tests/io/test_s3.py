@@ -19,7 +19,7 @@ from smlt.errors import (
     StoreFullError,
     StoreUnreachableError,
 )
-from smlt.io import s3
+from smlt.io import s3, s3_client
 from smlt.io.s3 import S3ObjectStore
 from smlt.io.s3_address import S3Address
 from smlt.io.stores import open_object_store
@@ -134,6 +134,26 @@ def test_a_service_that_stays_busy_is_given_up_in_time(moto, bucket):
         assert store.requests["PutObject"] >= 3
 
     run(scenario, store)
+
+
+def test_an_attempt_that_stands_still_leaves_time_for_the_next(monkeypatch):
+    monkeypatch.setattr(s3_client, "_ATTEMPT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        store = connect(f"s3://bucket?endpoint=http://127.0.0.1:{server.getsockname()[1]}")
+
+        def serve():
+            silent, _ = server.accept()
+            answering, _ = server.accept()
+            with silent, answering:
+                answering.recv(1 << 16)
+                answering.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+
+        async def scenario():
+            serving = asyncio.create_task(asyncio.to_thread(serve))
+            assert await store.put("k", b"x") == '"e"'
+            await serving
+
+        run(scenario, store)
 
 
 def test_requests_are_counted(bucket):
