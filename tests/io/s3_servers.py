@@ -107,8 +107,8 @@ class S3Server:
                 start_response(f"{fault.status} Fault", [("Content-Type", "application/xml")])
                 return [text.encode()]
             except CutError:
-                # Closed for good, not only for writing: a client that is still writing its body would
-                # wait for us to read it.
+                # Closed for good, not only for writing: a client that still writes its body
+                # would wait for us to read it.
                 sock = environ["werkzeug.socket"]
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 sock.shutdown(socket.SHUT_RDWR)
