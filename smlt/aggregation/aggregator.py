@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from smlt.aggregation.background import EventLoopThread
 from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
+from smlt.aggregation.wire import check_dtype
 from smlt.config.sharding import sharding
 from smlt.errors import ConfigError, UserError
 from smlt.io.stores import open_parameter_store
@@ -60,12 +61,18 @@ class AsyncAggregator:
         time_limit_s: float = 120.0,
         shard_mb: float | None = None,
         aggregators: int | None = None,
+        wire_dtype: str = "fp32",
         lease_s: float = 10.0,
     ) -> None:
         shard_bytes, aggregators = sharding(
             url, world_size, shard_mb=shard_mb, aggregators=aggregators
         )
-        spec = SessionSpec(world_size=world_size, shard_bytes=shard_bytes, aggregators=aggregators)
+        spec = SessionSpec(
+            world_size=world_size,
+            shard_bytes=shard_bytes,
+            aggregators=aggregators,
+            wire_dtype=check_dtype(wire_dtype),
+        )
         limits = SessionLimits(
             step_s=time_limit_s,
             lease_s=lease_s,
@@ -79,6 +86,7 @@ class AsyncAggregator:
         self._turn = asyncio.Lock()
         self._group: Group | None = None
         self._averaging: Averaging | None = None
+        self._owed: dict[str, NDArray[np.float32]] = {}
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as resources:
@@ -136,6 +144,16 @@ class AsyncAggregator:
         """Return when every rank has called it."""
         await self._next(lambda group, _: group.barrier())
 
+    async def state_dict(self) -> dict[str, NDArray[np.float32]]:
+        """See ``Aggregator.state_dict``."""
+        return self._owed if self._averaging is None else self._averaging.owed()
+
+    async def load_state_dict(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """See ``Aggregator.load_state_dict``."""
+        self._owed = dict(state)
+        if self._averaging is not None:
+            self._averaging.owe(self._owed)
+
     async def _next(self, begin: Callable[[Group, Averaging], Operation]) -> None:
         """Run the next operation; they begin in the order of the calls, and then overlap."""
         async with self._turn:
@@ -149,6 +167,7 @@ class AsyncAggregator:
             group = Group(self._session)
             self._group = await self._resources.enter_async_context(group)
             self._averaging = Averaging(group)
+            self._averaging.owe(self._owed)
         return self._group, self._averaging
 
 
@@ -170,6 +189,9 @@ class Aggregator:
         time_limit_s: how long to wait for another rank, in seconds.
         shard_mb: size of the shards, in MiB, in which float32 gradients travel.
         aggregators: how many ranks reduce shards; all of them unless given.
+        wire_dtype: ``"bf16"`` or ``"fp16"`` sends float32, float16 and bfloat16 gradients rounded,
+            in half the bytes; what rounding takes away is added to the next gradient of the same
+            names, shapes and dtypes.
         lease_s: a rank that is silent for so many seconds is dead, and its place free again.
 
     Raises:
@@ -193,6 +215,7 @@ class Aggregator:
         time_limit_s: float = 120.0,
         shard_mb: float | None = None,
         aggregators: int | None = None,
+        wire_dtype: str = "fp32",
         lease_s: float = 10.0,
     ) -> None:
         self._twin = AsyncAggregator(
@@ -203,6 +226,7 @@ class Aggregator:
             time_limit_s=time_limit_s,
             shard_mb=shard_mb,
             aggregators=aggregators,
+            wire_dtype=wire_dtype,
             lease_s=lease_s,
         )
         self.rank = rank
@@ -266,6 +290,17 @@ class Aggregator:
     def barrier(self) -> None:
         """Return when every rank has called it."""
         self._thread.call(self._twin.barrier())
+
+    def state_dict(self) -> dict[str, NDArray[np.float32]]:
+        """Return what this rank owes on a lossy wire, for its own checkpoint; empty on fp32."""
+        return self._thread.call(self._twin.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Go on from the ``state_dict`` of an earlier aggregator, of this rank or any other.
+
+        Arrays of other names or shapes than are averaged later are ignored.
+        """
+        self._thread.call(self._twin.load_state_dict(state))
 
 
 def _in_words(found: list[Item]) -> str:

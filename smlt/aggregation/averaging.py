@@ -20,6 +20,8 @@ from smlt.aggregation.arrays import (
 )
 from smlt.aggregation.group import Group, Operation, Readiness
 from smlt.aggregation.shard_plan import ShardPlan
+from smlt.aggregation.wire import LOSSLESS, Wire
+from smlt.errors import UserError
 
 # Flat buffers kept for the next step: fresh memory costs a page fault for every 4 KB.
 _KEPT_BUFFERS = 4
@@ -32,6 +34,8 @@ class Averaging:
         self._group = group
         self._agreed: set[str] = set()
         self._buffers: list[Flat] = []
+        self._wires: dict[str, Wire] = {}
+        self._owed_before: dict[str, Flat] = {}
 
     def begin(self, found: Sequence[Item], weight: float) -> Operation:
         """Number the operations, now, and return what does them.
@@ -48,17 +52,50 @@ class Averaging:
             self._agreed.add(digest)
             calls.append(self._group.agree(layout, lambda theirs: _disagreement(layout, theirs)))
         if narrow:
-            calls.append(self._average_narrow(narrow, weight, f"allreduce of layout {digest}"))
+            calls.append(self._average_narrow(narrow, weight, digest))
         if wide:
             calls.append(self._average_wide(wide, weight))
         return partial(_one_by_one, calls)
 
-    def _average_narrow(self, found: list[Item], weight: float, what: str) -> Operation:
+    def owed(self) -> dict[str, Flat]:
+        """Return a copy of what this rank owes of rounded values, by the digest of a layout.
+
+        Raises:
+            UserError: a reduction is under way.
+        """
+        if not all(wire.is_whole for wire in self._wires.values()):
+            raise UserError("a reduction is under way, or has failed: take the state between steps")
+        kept = {digest: wire.owed for digest, wire in self._wires.items()}
+        return self._owed_before | {d: owed.copy() for d, owed in kept.items() if owed is not None}
+
+    def owe(self, owed: dict[str, Flat]) -> None:
+        """Go on from what ``owed`` returned."""
+        self._wires.clear()
+        self._owed_before = dict(owed)
+
+    def _wire(self, digest: str, elements: int) -> Wire:
+        if digest not in self._wires:
+            dtype = self._group.session.spec.wire_dtype
+            wire = self._wires[digest] = Wire.of(dtype, elements, self._group.world_size)
+            before = self._owed_before.pop(digest, None)
+            if before is not None and wire.owed is not None:
+                wire.owed[:] = before
+        return self._wires[digest]
+
+    def _average_narrow(self, found: list[Item], weight: float, digest: str) -> Operation:
         own = found[0].shared if len(found) == 1 and weight == 1.0 else None
         flat = self._buffer(sum(prod(item.shape) for item in found)) if own is None else own
         plan = self._group.plan(flat.size)
         readiness = None if own is not None else Readiness()
-        reduction = self._group.reduce_flat(flat, weight=weight, what=what, readiness=readiness)
+        wire = self._wire(digest, flat.size)
+        reduction = self._group.reduce_flat(
+            flat,
+            weight=weight,
+            what=f"allreduce of layout {digest}",
+            readiness=readiness,
+            wire=wire,
+            lane=None if wire.dtype == LOSSLESS else int(digest, 16),
+        )
         if readiness is None:
             return reduction
         return partial(self._copied, found, flat, plan, weight, readiness, reduction)

@@ -10,6 +10,7 @@ from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.transfer import Membership, Shard, Transfer
+from smlt.aggregation.wire import Wire
 from smlt.io.frame import Meta
 
 
@@ -30,12 +31,14 @@ class Collective:
         weight: float,
         flags: int,
         meta: Callable[[int], Meta],
+        wire: Wire | None = None,
         trace: bool = False,
     ) -> AllReduce:
         """Begin the all-reduce of a flat buffer; nothing moves until its shards are ready.
 
         ``weight`` is what the contribution, a sum, counts for; ``meta(shard)`` is asked when the
-        shard is ready. With ``trace`` the step's phases keep every span.
+        shard is ready. Without a ``wire`` values travel as they are. With ``trace`` the step's
+        phases keep every span.
         """
         reduction = AllReduce(
             self._transfer,
@@ -45,6 +48,7 @@ class Collective:
             weight=weight,
             flags=flags,
             meta=meta,
+            wire=wire or Wire(),
             stale=self._stale,
             trace=trace,
         )

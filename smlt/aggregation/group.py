@@ -25,6 +25,7 @@ from smlt.aggregation.notices import Notices
 from smlt.aggregation.session import Session
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
 from smlt.aggregation.step import AllReduce, Membership
+from smlt.aggregation.wire import Wire
 from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
 from smlt.io.frame import Meta
 
@@ -174,12 +175,20 @@ class Group:
         )
 
     def reduce_flat(
-        self, flat: Flat, *, weight: float, what: str, readiness: Readiness | None = None
+        self,
+        flat: Flat,
+        *,
+        weight: float,
+        what: str,
+        readiness: Readiness | None = None,
+        wire: Wire | None = None,
+        lane: int | None = None,
     ) -> Operation:
         """Replace ``flat`` on all ranks by the sum of all, divided by the sum of the weights.
 
         Without ``readiness`` all of it is ready. ``what`` describes the operation in words, equal
-        on all ranks.
+        on all ranks. Those of one ``wire`` go one after the other: in one ``lane``, a number that
+        is equal on all ranks.
 
         Raises:
             SmltError: the session is over; what ``flat`` holds is undefined.
@@ -189,10 +198,11 @@ class Group:
             readiness = Readiness()
             for shard in range(plan.shards):
                 readiness.announce(shard)
-        lane = self._lanes[next(self._reductions) % len(self._lanes)]
+        chosen = next(self._reductions) if lane is None else lane
+        chain = self._lanes[chosen % len(self._lanes)]
         step = next(self._operations)
-        turn = lane.next_turn()
-        work = partial(self._reduce, lane, turn, step, plan, flat, weight, what, readiness)
+        turn = chain.next_turn()
+        work = partial(self._reduce, chain, turn, step, plan, flat, weight, what, readiness, wire)
         return partial(self._guarded, step, work)
 
     async def _reduce(
@@ -205,6 +215,7 @@ class Group:
         weight: float,
         what: str,
         readiness: Readiness,
+        wire: Wire | None,
     ) -> None:
         # Metrics add up over ranks: if all said the same, there is one, with a count of all.
         said = Meta(metrics={what: (1.0, 1.0)})
@@ -212,7 +223,13 @@ class Group:
         try:
             self.session.check()
             reduction = lane.collective.begin(
-                step, plan, flat, weight=weight, flags=0, meta=lambda j: said if j == 0 else Meta()
+                step,
+                plan,
+                flat,
+                weight=weight,
+                flags=0,
+                meta=lambda shard: Meta() if shard else said,
+                wire=wire,
             )
             readiness.attach(reduction)
             result = await reduction.run()

@@ -89,22 +89,23 @@ class SmltProcessGroup(distributed.ProcessGroup):
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> Any:
         op = _operation(opts)
         staged = [numeric_view(tensor) for tensor in tensors]
-        return self._work([self._reduction(each.array, op) for each in staged], staged, tensors)
+        return self._work([self._reduction(each, op) for each in staged], staged, tensors)
 
     def reduce(self, tensors: Tensors, opts: Any) -> Any:
         op = _operation(opts)
         staged = [numeric_view(tensor) for tensor in tensors]
         if opts.rootRank != self._group_rank:
-            staged = [Staged(each.array.copy()) for each in staged]
-        return self._work([self._reduction(each.array, op) for each in staged], staged, tensors)
+            staged = [Staged(each.array.copy(), wire=each.wire) for each in staged]
+        return self._work([self._reduction(each, op) for each in staged], staged, tensors)
 
-    def _reduction(self, array: NDArray[Any], op: str) -> Operation:
+    def _reduction(self, staged: Staged, op: str) -> Operation:
+        array = staged.array
         if array.dtype != np.float32 or op not in ("sum", "avg"):
             return self._joined.all_reduce(array, op)
         # A mean divides by the sum of the weights: that of a sum is 1, exactly.
         weight = 1.0 if op == "avg" or self._group_rank == 0 else 0.0
-        what = f"all_reduce {op} of {array.size} float32"
-        return self._joined.reduce_flat(array, weight=weight, what=what)
+        what = f"all_reduce {op} of {array.size} {staged.wire.dtype}"
+        return self._joined.reduce_flat(array, weight=weight, what=what, wire=staged.wire)
 
     def broadcast(self, tensors: Tensors, opts: Any) -> Any:
         staged = [byte_view(tensor) for tensor in tensors]

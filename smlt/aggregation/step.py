@@ -22,6 +22,7 @@ from smlt.aggregation.phases import REDUCE, Phases
 from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.transfer import Membership, Room, Shard, Transfer
 from smlt.aggregation.window import in_order
+from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import FrameError
 from smlt.io import frame
 
@@ -61,6 +62,7 @@ class AllReduce:
         weight: float,
         flags: int,
         meta: Callable[[int], frame.Meta],
+        wire: Wire,
         stale: Sequence[str] = (),
         trace: bool = False,
     ) -> None:
@@ -73,6 +75,7 @@ class AllReduce:
         self._weight = weight
         self._flags = flags
         self._meta = meta
+        self._wire = wire
         self._stale = list(stale)
         self._ready = [asyncio.Event() for _ in range(plan.shards)]
         self._settled = asyncio.Event()
@@ -100,6 +103,7 @@ class AllReduce:
         except ExceptionGroup as errors:
             # One cause ends the step; the others are its echoes.
             raise _first(errors) from None
+        self._wire.is_whole = True
         self._transfer.notices.forget(self._step)
         return self._result
 
@@ -112,40 +116,42 @@ class AllReduce:
 
     async def _contribute(self, shard: int) -> None:
         """Put this rank's shard, then fetch the mean into its place."""
-        span = self._flat[self._plan.span(shard)]
         await self._ready[shard].wait()
         owner = self._plan.owner(shard)
         stream = self._transfer.members.keys.contributions(owner)
-        await self._put(Arrival(self._step, shard, self._rank), stream, span, self._header(shard))
+        encode = self._contribution_frame(shard)
+        await self._put(Arrival(self._step, shard, self._rank), stream, encode)
         mean = Arrival(self._step, shard, owner, is_mean=True)
-        decode = partial(frame.decode_shard_into, out=span)
-        header, room = await self._transfer.fetch(mean, span.nbytes, decode, self.phases)
+        out = self._flat[self._plan.span(shard)]
+        decode = partial(frame.decode_shard_into, out=out, dtype=self._wire.dtype)
+        header, room = await self._transfer.fetch(mean, self._nbytes(shard), decode, self.phases)
         self._transfer.give_back([room])
         self._settle(shard, header)
 
     async def _reduce(self, shard: int) -> None:
         """Reduce a shard this rank owns, and put the mean."""
-        span = self._flat[self._plan.span(shard)]
         await self._ready[shard].wait()
         async with self._reductions:
-            header = await self._average(shard, span)
+            header = await self._average(shard)
         if self._world_size > 1:
             mean = Arrival(self._step, shard, self._rank, is_mean=True)
-            await self._put(mean, self._transfer.members.keys.means, span, header)
+            encode = partial(self._wire.mean, self._flat, self._plan.span(shard), header)
+            await self._put(mean, self._transfer.members.keys.means, encode)
         self._settle(shard, header)
 
-    async def _average(self, shard: int, span: Shard) -> frame.ShardHeader:
+    async def _average(self, shard: int) -> frame.ShardHeader:
         """Replace the rank's own contribution by the weighted mean over all ranks.
 
         Frames are summed where they were received. All of them have been added when the sum is
         written, so that it may take the place of the rank's own contribution.
         """
-        reducer = frame.ShardReducer(span.size, self._world_size)
-        reducer.add_own(self._rank, span)
+        span = self._flat[self._plan.span(shard)]
+        reducer = frame.ShardReducer(span.size, self._world_size, self._wire.dtype)
+        await self._add_own(shard, reducer)
         headers = {self._rank: self._header(shard)}
         rooms: dict[int, Room] = {}
         others = [rank for rank in range(self._world_size) if rank != self._rank]
-        starts = [partial(self._contribution, shard, rank, reducer, span.nbytes) for rank in others]
+        starts = [partial(self._contribution, shard, rank, reducer) for rank in others]
         async with aclosing(in_order(starts, _AHEAD)) as contributions:
             async for rank, (data, headers[rank]), rooms[rank] in contributions:
                 with self.phases.during(REDUCE, shard):
@@ -161,25 +167,42 @@ class AllReduce:
         metas = [headers[rank].meta for rank in range(self._world_size)]
         return frame.ShardHeader(flags, weight, _merged(metas, shard))
 
+    async def _add_own(self, shard: int, reducer: frame.ShardReducer) -> None:
+        """Add this rank's contribution: rounded where those of the others are."""
+        if self._wire.dtype == LOSSLESS:
+            reducer.add_own(self._rank, self._flat[self._plan.span(shard)])
+            return
+        encode = self._contribution_frame(shard)
+        pieces: frame.Pieces = await self._transfer.offload(self._nbytes(shard), encode)
+        reducer.add(self._rank, b"".join(pieces))
+
+    def _contribution_frame(self, shard: int) -> Callable[[], frame.Pieces]:
+        span, header = self._plan.span(shard), self._header(shard)
+        return partial(self._wire.contribution, self._flat, span, header)
+
     async def _contribution(
-        self, shard: int, rank: int, reducer: frame.ShardReducer, nbytes: int
+        self, shard: int, rank: int, reducer: frame.ShardReducer
     ) -> tuple[int, tuple[memoryview, frame.ShardHeader], Room]:
         def verified(data: memoryview) -> tuple[memoryview, frame.ShardHeader]:
             return data, reducer.verify(data)
 
         arrival = Arrival(self._step, shard, rank)
+        nbytes = self._nbytes(shard)
         found, room = await self._transfer.fetch(arrival, nbytes, verified, self.phases)
         return rank, found, room
 
     def _header(self, shard: int) -> frame.ShardHeader:
         return frame.ShardHeader(self._flags, self._weight, self._meta(shard))
 
-    async def _put(
-        self, arrival: Arrival, stream: str, span: Shard, header: frame.ShardHeader
-    ) -> None:
+    def _nbytes(self, shard: int) -> int:
+        span = self._plan.span(shard)
+        return self._wire.nbytes(span.stop - span.start)
+
+    async def _put(self, arrival: Arrival, stream: str, encode: Callable[[], frame.Pieces]) -> None:
         # Readers lag by a step at the most; twice that leaves room for repeats.
         keep = 4 * self._plan.shards * self._world_size
-        await self._transfer.put(arrival, span, header, self.phases, stream=stream, keep=keep)
+        nbytes = self._nbytes(arrival.shard)
+        await self._transfer.put(arrival, nbytes, encode, self.phases, stream=stream, keep=keep)
 
     async def _discard_stale(self) -> None:
         """Free what the step before left, once any shard proves that every rank has applied it."""

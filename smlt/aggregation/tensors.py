@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from smlt.aggregation.wire import Wire
 from smlt.errors import UserError
+
+_WIRES = {torch.bfloat16: lambda: Wire("bf16"), torch.float16: lambda: Wire("fp16")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class Staged:
 
     array: NDArray[Any]
     copy_back: Callable[[], Any] = lambda: None
+    wire: Wire = field(default_factory=Wire)
+    """How sums of it travel: what is of 16 bits before and after needs no more on its way."""
 
 
 def numeric_view(tensor: torch.Tensor) -> Staged:
@@ -32,7 +37,8 @@ def numeric_view(tensor: torch.Tensor) -> Staged:
     narrow = tensor.is_floating_point() and tensor.element_size() < 4
     dense = tensor.to(torch.float32) if narrow else tensor
     flat = dense.cpu().contiguous().reshape(-1)
-    return _staged(flat, flat, tensor)
+    staged = _staged(flat, flat, tensor)
+    return replace(staged, wire=_WIRES[tensor.dtype]()) if tensor.dtype in _WIRES else staged
 
 
 def byte_view(tensor: torch.Tensor) -> Staged:

@@ -67,20 +67,20 @@ class Transfer:
     async def put(
         self,
         arrival: Arrival,
-        shard: Shard,
-        header: frame.ShardHeader,
+        nbytes: int,
+        encode: Callable[[], frame.Pieces],
         phases: Phases,
         *,
         stream: str,
         keep: int,
     ) -> None:
-        """Put a shard and announce it on a stream that keeps at least its last notices."""
+        """Put the frame of ``nbytes``; announce it on a stream that keeps its last notices."""
         members = self.members
         async with self._uploads:
             with phases.during(UL_AGGR if arrival.is_mean else UL_SHARD, arrival.shard):
                 await members.store.put(
                     self.key(arrival),
-                    await self.offload(shard.nbytes, frame.encode_shard, shard, header),
+                    await self.offload(nbytes, encode),
                     stream=stream,
                     fields=arrival.fields,
                     guard=members.keys.marker,

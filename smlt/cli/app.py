@@ -143,6 +143,9 @@ def _train(
     shard_mb: Annotated[
         Given, typer.Option(metavar="MB", help="Largest shard of a gradient [4].")
     ] = None,
+    wire_dtype: Annotated[
+        Given, typer.Option(metavar="TYPE", help="Send gradients as bf16 or fp16 [fp32].")
+    ] = None,
     virtual_workers: Annotated[
         Given, typer.Option(metavar="N", help="Parts of the data, a power of two [16 or more].")
     ] = None,

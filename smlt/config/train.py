@@ -47,6 +47,7 @@ _COUNTS = (
     "keep_checkpoints",
 )
 _DETERMINISMS = ("exact", "fast")
+_WIRE_DTYPES = ("fp32", "bf16", "fp16")
 _MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
 
 
@@ -79,6 +80,8 @@ class TrainConfig:
     shard_mb: float | None = None
     """None means a size that suits the parameter store."""
     aggregators: int | None = None
+    wire_dtype: str = "fp32"
+    """How gradients travel: ``bf16`` and ``fp16`` are rounded, with error feedback."""
     run_dir: Path = DEFAULT_RUN_DIR
     params: tuple[str, ...] = ()
     """``KEY=VALUE`` each, for the task's constructor."""
@@ -280,6 +283,14 @@ class TrainConfig:
             )
         if self.determinism not in _DETERMINISMS:
             raise self._refuse("determinism", "write exact or fast.")
+        if self.wire_dtype not in _WIRE_DTYPES:
+            raise self._refuse("wire_dtype", "write fp32, bf16 or fp16.")
+        if self.determinism == "exact" and self.wire_dtype != "fp32":
+            raise self._refuse(
+                "wire_dtype",
+                "exact determinism needs gradients as they are, and this rounds them by rank, so "
+                "give fp32, or --determinism fast.",
+            )
         if self.aggregators is not None and not 1 <= self.aggregators <= self.workers:
             raise self._refuse(
                 "aggregators", f"give a number from 1 to the {self.workers} workers there are."

@@ -43,6 +43,7 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "virtual_workers": config.streams,
         "shard_bytes": shard_bytes,
         "aggregators": aggregators,
+        "wire_dtype": config.wire_dtype,
         "determinism": config.determinism,
         "threads": threads_of(config.memory_mb) if config.determinism == EXACT else None,
         "keep_checkpoints": config.keep_checkpoints,

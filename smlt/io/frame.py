@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from smlt._core import codec
 from smlt.errors import FrameError
 from smlt.io.parameter_store import Buffer
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+Pieces = list[bytes | memoryview]
 
 MAX_META_BYTES = 1 << 20
 MAX_METRICS = 1000
@@ -43,23 +46,41 @@ class ShardHeader:
     meta: Meta
 
 
-def encode_shard(shard: NDArray[np.float32], header: ShardHeader) -> list[bytes | memoryview]:
-    """Return the frame in pieces; dense values are referred to and must not change until sent."""
-    pieces: list[bytes | memoryview] = codec.encode(
-        shard, flags=header.flags, weight=header.weight, meta=_pack(header.meta)
+def encode_shard(
+    shard: NDArray[np.float32],
+    header: ShardHeader,
+    dtype: Dtype = "fp32",
+    residual: NDArray[np.float32] | None = None,
+) -> Pieces:
+    """Return the frame in pieces; dense values are referred to and must not change until sent.
+
+    Rounded to a shorter dtype, they are a copy; ``residual`` is added before, and holds afterwards
+    what was rounded away.
+    """
+    pieces: Pieces = codec.encode(
+        shard,
+        wire_dtype=None if dtype == "fp32" else dtype,
+        flags=header.flags,
+        weight=header.weight,
+        meta=_pack(header.meta),
+        residual=residual,
     )
     return pieces
 
 
-def decode_shard_into(frame: Buffer, out: NDArray[np.float32]) -> ShardHeader:
-    """Decode into ``out``, whose size is what the receiver expects.
+def decode_shard_into(
+    frame: Buffer, out: NDArray[np.float32], dtype: Dtype = "fp32"
+) -> ShardHeader:
+    """Decode into ``out``, whose size is what the receiver expects, as is the frame's dtype.
 
     Raises:
         FrameError: the bytes are no frame, are damaged, or hold another number of values; what
             ``out`` holds then is undefined.
     """
     with _translated():
-        return _shard_header(codec.decode_into(frame, out))
+        header = codec.decode_into(frame, out)
+        _expect(header, dtype, out.size)
+        return _shard_header(header)
 
 
 def decode_shard_add(
@@ -81,9 +102,10 @@ class ShardReducer:
     rank, or the sum is finished.
     """
 
-    def __init__(self, elements: int, world_size: int) -> None:
+    def __init__(self, elements: int, world_size: int, dtype: Dtype = "fp32") -> None:
         self._elements = elements
-        self._frames = codec.FrameReducer(elements, world_size)
+        self._dtype = dtype
+        self._frames = codec.FrameReducer(elements, world_size, dtype=dtype)
 
     def verify(self, frame: Buffer) -> ShardHeader:
         """Check a frame, also on another thread than the reducer is used on.
@@ -93,9 +115,7 @@ class ShardReducer:
         """
         with _translated():
             header = codec.verify(frame, max_bytes=4 * self._elements)
-            if (header.dtype, header.count) != ("fp32", self._elements):
-                held = f"{header.count} elements of {header.dtype}"
-                raise ValueError(f"it holds {held}, {self._elements} of fp32 were expected")
+            _expect(header, self._dtype, self._elements)
             return _shard_header(header)
 
     def add(self, rank: int, frame: Buffer) -> list[int]:
@@ -109,7 +129,7 @@ class ShardReducer:
             return freed
 
     def add_own(self, rank: int, shard: NDArray[np.float32]) -> None:
-        """Add values that never were a frame; they may lie where the sum will be written."""
+        """Add fp32 values that never were a frame; they may lie where the sum will be written."""
         self._frames.add_shard(rank, shard)
 
     def finish(self, out: NDArray[np.float32], scale: float) -> None:
@@ -123,6 +143,12 @@ def _translated() -> Iterator[None]:
         yield
     except (codec.FrameFormatError, msgpack.UnpackException, ValueError) as exc:
         raise FrameError(f"the frame cannot be used: {exc}") from exc
+
+
+def _expect(header: codec.Header, dtype: Dtype, elements: int) -> None:
+    if (header.dtype, header.count) != (dtype, elements):
+        held = f"{header.count} elements of {header.dtype}"
+        raise ValueError(f"it holds {held}, {elements} of {dtype} were expected")
 
 
 def _shard_header(header: codec.Header) -> ShardHeader:

@@ -40,6 +40,14 @@ class JobObjects:
     def part(self, generation: int, step: int, part: int) -> str:
         return f"{self.generation(generation)}{step:09d}/part-{part:05d}.safetensors"
 
+    def residuals(self, generation: int, step: int) -> str:
+        """What every residual of a step begins with."""
+        return f"{self.generation(generation)}{step:09d}/residual-"
+
+    def residual(self, generation: int, step: int, rank: int) -> str:
+        """What one rank owes of rounded gradients."""
+        return f"{self.residuals(generation, step)}{rank:05d}.safetensors"
+
 
 def job_objects(job_id: str) -> str:
     """What every key of a job in the object store begins with."""

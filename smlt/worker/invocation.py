@@ -8,12 +8,15 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.step import Membership
 from smlt.errors import AbortedError, SmltError, StoreError
-from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.weights import save_weights
@@ -24,7 +27,8 @@ from smlt.worker.forwarding import NoticeForwarder
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.host import Host
 from smlt.worker.loading import Loaded, Loader
-from smlt.worker.periodic_save import PeriodicSave
+from smlt.worker.periodic_save import PeriodicSave, Snapshot
+from smlt.worker.residuals import save_residual
 from smlt.worker.trainer import Trainer
 from smlt.worker.warm import Tag
 
@@ -115,14 +119,17 @@ class Invocation:
     def _saving(
         self, generation: Generation, roster: Roster, job: JobState, loaded: Loaded
     ) -> PeriodicSave:
-        def copied_state() -> tuple[CheckpointWriter, dict[str, Any]]:
+        rank = roster.ranks.index(self._task.rank)
+
+        def copied_state() -> Snapshot:
             at = Position(generation=self._task.generation, step=generation.step + 1)
             writer = loaded.writer(
                 self._objects, self._task.job_id, at, roster.world_size, copy=True
             )
-            return writer, loaded.info(at.step)
+            owed = None if loaded.wire.owed is None else loaded.wire.owed.copy()
+            own = partial(self._save_owed, at, rank, owed)
+            return Snapshot(writer, loaded.info(at.step), own)
 
-        rank = roster.ranks.index(self._task.rank)
         return PeriodicSave(
             self._objects,
             generation,
@@ -160,6 +167,7 @@ class Invocation:
             job.spec,
             generation,
             Collective(members, generation.notices),
+            loaded.wire,
             loaded.samples,
             loaded.schedule,
             loaded.target,
@@ -201,6 +209,8 @@ class Invocation:
         if trainer.step != loaded.step:
             held = Position(generation=self._task.generation, step=trainer.step)
             writer = loaded.writer(self._objects, self._task.job_id, held, roster.world_size)
+            wire, rank = loaded.wire, roster.ranks.index(self._task.rank)
+            await self._save_owed(held, rank, wire.owed if wire.is_whole else None)
             ending = Ending(generation, roster, self._objects, loaded.parent)
             manifest = await ending.save(writer, held.step, loaded.info(held.step))
         if reasons & StepFlag.TARGET and self._task.rank == roster.ranks[0]:
@@ -209,6 +219,10 @@ class Invocation:
         if manifest.position.step == trainer.step:
             tag = Tag(self._task.job_id, job.spec.code, trainer.step, manifest.digest)
             self._host.memory.keep(tag, loaded.task)
+
+    async def _save_owed(self, at: Position, rank: int, owed: NDArray[np.float32] | None) -> None:
+        if owed is not None:
+            await save_residual(self._objects, self._task.job_id, at, rank, owed)
 
 
 @asynccontextmanager

@@ -6,8 +6,10 @@ import json
 from collections.abc import Awaitable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeVar
 
+from smlt.aggregation.wire import Wire
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
@@ -21,6 +23,7 @@ from smlt.worker.data_iterator import Data
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.host import Host
 from smlt.worker.minibatch_buffer import map_style
+from smlt.worker.residuals import load_residuals
 from smlt.worker.sample_order import SampleOrder, portions, virtual_block
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule
@@ -58,6 +61,7 @@ class Loaded:
     target: Target
     samples: Samples
     schedule: Schedule
+    wire: Wire
     parent: Manifest
     """The committed state that it begins from."""
     step: int
@@ -150,9 +154,10 @@ class Loader:
         virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
         parts = portions(virtual, exact=spec.determinism == EXACT)
         samples = Samples(train, test, order, parts, schedule, step)
+        wire = await self._reading(self._wire(task, manifest))
         if self._rank == 0:
             await self._report_plan(schedule)
-        return Loaded(task, target, samples, schedule, manifest, step)
+        return Loaded(task, target, samples, schedule, wire, manifest, step)
 
     async def _reading(self, parent: Awaitable[T]) -> T:
         """Tell a parent that cannot be read from what a new attempt might mend."""
@@ -243,6 +248,14 @@ class Loader:
     async def _take_over(self, task: Task, manifest: Manifest) -> None:
         loaded = await checkpoint.read(self._objects, self._job.job_id, manifest.position)
         await self._compute(task.load_state, loaded.tensors, manifest.scalars["task"])
+
+    async def _wire(self, task: Task, manifest: Manifest) -> Wire:
+        elements = sum(prod(shape) for shape in task.averaged().values())
+        ranks = self._roster.world_size
+        wire = Wire.of(self._spec.wire_dtype, elements, ranks)
+        at, job_id = manifest.position, self._job.job_id
+        await load_residuals(self._objects, job_id, at, self._rank, ranks, wire)
+        return wire
 
     async def _report_plan(self, schedule: Schedule) -> None:
         report = WorkerReport(

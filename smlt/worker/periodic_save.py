@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from smlt.errors import SmltError
@@ -16,6 +17,16 @@ from smlt.worker.generation import Generation
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of the state of one moment."""
+
+    writer: CheckpointWriter
+    info: Mapping[str, Any]
+    save_own: Callable[[], Awaitable[None]]
+    """Writes what is this rank's alone."""
 
 
 class PeriodicSave:
@@ -30,7 +41,7 @@ class PeriodicSave:
         objects: ObjectStore,
         generation: Generation,
         rank: int,
-        copied_state: Callable[[], tuple[CheckpointWriter, Mapping[str, Any]]],
+        copied_state: Callable[[], Snapshot],
         parent: Manifest,
         *,
         keep: int,
@@ -55,17 +66,19 @@ class PeriodicSave:
         """Copy the state as it is now, and save the copy; waits for an earlier one to be done."""
         if self._saving is not None:
             await self._saving
-        self._saving = asyncio.create_task(self._save(*self._copied_state()))
+        self._saving = asyncio.create_task(self._save(self._copied_state()))
 
-    async def _save(self, writer: CheckpointWriter, info: Mapping[str, Any]) -> None:
+    async def _save(self, state: Snapshot) -> None:
+        writer = state.writer
         limit_s = self._generation.limits.save_s
         try:
             async with asyncio.timeout(limit_s):
+                await state.save_own()
                 await writer.write_part(self._rank)
                 if self._rank == 0:
                     while await writer.missing_parts():
                         await self._generation.next_news(_POLL_S)
-                    await writer.commit(parent=self._parent.position, info=info)
+                    await writer.commit(parent=self._parent.position, info=state.info)
                     await prune(
                         self._objects,
                         self._generation.task.job_id,

@@ -14,6 +14,7 @@ from smlt.aggregation.metric_sums import Metrics, added
 from smlt.aggregation.phases import APPLY, COMPUTE, Phases
 from smlt.aggregation.shard_plan import plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
+from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
 from smlt.messages import JobSpec, PhaseRecord, StepFlag, StepRecord, WorkerReport
@@ -54,6 +55,7 @@ class Trainer:
         spec: JobSpec,
         generation: Generation,
         collective: Collective,
+        wire: Wire,
         samples: Samples,
         schedule: Schedule,
         target: Target,
@@ -70,6 +72,7 @@ class Trainer:
         self._spec = spec
         self._generation = generation
         self._collective = collective
+        self._wire = wire
         self._samples = samples
         self._schedule = schedule
         self._target = target
@@ -150,6 +153,7 @@ class Trainer:
             weight=count,
             flags=int(flags),
             meta=meta,
+            wire=self._wire,
             trace=self._spec.trace,
         )
         phases = reduction.phases

@@ -90,10 +90,18 @@ class Rank:
     def __post_init__(self):
         self.collective = Collective(self.members, self.notices)
 
-    async def average(self, step, plan, flat, *, weight=1.0, flags=0, meta=None, ready=None):
+    async def average(
+        self, step, plan, flat, *, weight=1.0, flags=0, meta=None, ready=None, wire=None
+    ):
         """All-reduce in place; the shards become ready in the order given."""
         reduction = self.collective.begin(
-            step, plan, flat, weight=weight, flags=flags, meta=meta or (lambda _: Meta())
+            step,
+            plan,
+            flat,
+            weight=weight,
+            flags=flags,
+            meta=meta or (lambda _: Meta()),
+            wire=wire,
         )
         running = asyncio.create_task(reduction.run())
         try:

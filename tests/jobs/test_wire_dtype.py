@@ -1,0 +1,37 @@
+"""Jobs whose gradients are rounded on the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.harness import SMALL
+
+CALL = (SMALL, "--workers", "2", "--wire-dtype", "bf16", "--json", "--quiet")
+
+
+@pytest.mark.slow
+def test_what_the_ranks_owe_is_in_the_checkpoint(place):
+    whole = place.train(*CALL, "--steps", "20").check(0).summary
+    first = place.train(*CALL, "--steps", "7").check(0).summary
+    kept = list(place.run.glob(f"objects/**/{first['job_id']}/**/residual-*"))
+    assert len({path.name for path in kept}) == 2
+
+    longer = place.smlt("resume", first["job_id"], "--steps", "20", "--json").check(0).summary
+
+    assert longer["weights_digest"] == whole["weights_digest"]
+    exact = place.train(SMALL, "--workers", "2", "--steps", "20", "--json").check(0).summary
+    assert exact["weights_digest"] != whole["weights_digest"]
+
+
+@pytest.mark.slow
+def test_another_number_of_workers_goes_on(place):
+    first = place.train(*CALL, "--steps", "7").check(0).summary
+    again = place.smlt("resume", first["job_id"], "--workers", "3", "--steps", "12", "--json")
+    assert again.check(0).summary["steps"] == 12
+
+
+def test_exact_determinism_refuses_it(place):
+    refused = place.train(*CALL, "--determinism", "exact").check(2)
+    assert "exact determinism needs gradients as they are" in refused.sentence
+    refused = place.train(SMALL, "--wire-dtype", "fp8").check(2)
+    assert "write fp32, bf16 or fp16" in refused.sentence
