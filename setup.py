@@ -22,7 +22,8 @@ DIRECTIVES = {
 
 # Never -march=native or -ffast-math: the function's CPU is not the builder's, NaNs must survive.
 # -ffp-contract=off keeps a multiply-add from changing bits between architectures.
-RELEASE_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-unused-function"]
+# -g0: Python's own flags ask for symbols, which outweigh the code in every function's package.
+RELEASE_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-Wno-unused-function"]
 DEBUG_FLAGS = ["-O0", "-g", "-ffp-contract=off", "-Wno-unused-function"]
 
 
