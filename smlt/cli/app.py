@@ -128,7 +128,7 @@ def _train(
         Given, typer.Option(metavar="N", help="End after N evaluations without a better metric.")
     ] = None,
     keep_best: Annotated[
-        Given, typer.Option(metavar="METRIC", help="Keep the weights that are best by it, too.")
+        Given, typer.Option(metavar="METRIC[:min]", help="Keep the weights best by it, too.")
     ] = None,
     init_from: Annotated[
         Given, typer.Option(metavar="FILE", help="Weights to begin from, .safetensors.")
