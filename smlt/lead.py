@@ -25,6 +25,7 @@ from smlt.control.summary import summarise
 from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
 from smlt.errors import JobHeldError, StoreError, StoreFullError, UserError
 from smlt.io.keys import job_prefix
+from smlt.io.link_rate import paced
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.stores import open_object_store, open_parameter_store
@@ -79,7 +80,7 @@ class Lead:
                 invocations=invocations,
                 feed=feed,
                 objects_url=objects.url,
-                parameters_url=place.parameters,
+                parameters_url=paced(place.parameters, spec.link_mbps),
                 manager=self._manager(job, feed),
             )
             if self._stop_requested:

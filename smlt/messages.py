@@ -123,6 +123,8 @@ class JobSpec(_Plain):
     aggregators: int | None = None
     """Owners of shards (m); by default as many as there are ranks."""
     wire_dtype: str = "fp32"
+    link_mbps: float | None = None
+    """The rate, in 10^6 bytes a second each way, of a worker's link to the parameter store."""
     determinism: str = "fast"
     """``exact``: the same bits for any number of ranks; ``fast``: for a fixed one."""
     threads: int | None = None

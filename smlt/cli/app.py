@@ -167,6 +167,10 @@ def _train(
     parameters: Annotated[
         Given, typer.Option(metavar="URL", help="A running Valkey; by default one is started.")
     ] = None,
+    link_mbps: Annotated[
+        Given,
+        typer.Option(metavar="MB", help="Pace a worker's link to it; Lambda's has about 70 MB/s."),
+    ] = None,
     run_dir: Annotated[
         Given, typer.Option(metavar="DIR", help="Where jobs are kept [.smlt].")
     ] = None,

@@ -95,6 +95,8 @@ class TrainConfig:
     """URL of the object store, ``s3://bucket/prefix``; None keeps objects in the run directory."""
     s3_endpoint: str | None = None
     """URL of an S3-compatible service, for all S3 URLs that name none; None is AWS."""
+    link_mbps: float | None = None
+    """Megabytes (10^6 bytes) a second of every worker's link to the parameter store, each way."""
     parameters: str | None = None
     """URL of a running Valkey or Redis server; None starts one on this machine."""
     virtual_workers: int | None = None
@@ -244,6 +246,10 @@ class TrainConfig:
                     f"Lambda runs at most {CONCURRENCY_LIMIT:,} functions of an account at a "
                     "time, so give no more than that.",
                 )
+        if self.link_mbps is not None and self.link_mbps <= 0:
+            raise self._refuse("link_mbps", "give more than 0 megabytes a second.")
+        if self.link_mbps is not None and self.inline and self.parameters is None:
+            raise self._refuse("link_mbps", "--inline has no link that could be slow.")
         if self.chaos is not None and self.inline:
             raise self._refuse("chaos", "--inline has no Lambda service that could misbehave.")
         if self.orphan_timeout <= 0:

@@ -44,6 +44,7 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "shard_bytes": shard_bytes,
         "aggregators": aggregators,
         "wire_dtype": config.wire_dtype,
+        "link_mbps": config.link_mbps,
         "determinism": config.determinism,
         "threads": threads_of(config.memory_mb) if config.determinism == EXACT else None,
         "keep_checkpoints": config.keep_checkpoints,

@@ -13,6 +13,8 @@ from redis.asyncio.cluster import ClusterNode
 
 from smlt.errors import ConfigError, StoreUnreachableError
 from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.resp_connection import Connection
+from smlt.io.resp_links import connect
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_errors import MovedError, ServerPatience
 from smlt.io.valkey import ValkeyStore
@@ -31,8 +33,15 @@ class ClusterStore:
     way, commands wait. Belongs to one event loop.
     """
 
-    def __init__(self, address: ServerAddress, *, time_limit_s: float) -> None:
+    def __init__(
+        self,
+        address: ServerAddress,
+        *,
+        time_limit_s: float,
+        dial: Callable[..., Awaitable[Connection]] = connect,
+    ) -> None:
         self._address = address
+        self._dial = dial
         self._time_limit_s = time_limit_s
         self._patience = ServerPatience(address.masked, time_limit_s)
         self._nodes: dict[tuple[str, int], ValkeyStore] = {}
@@ -155,7 +164,9 @@ class ClusterStore:
         place = (str(node.host), int(node.port))
         if place not in self._nodes:
             address = replace(self._address, host=place[0], port=place[1])
-            self._nodes[place] = ValkeyStore(address, time_limit_s=self._time_limit_s)
+            self._nodes[place] = ValkeyStore(
+                address, time_limit_s=self._time_limit_s, dial=self._dial
+            )
         return self._nodes[place]
 
     async def _slots(self) -> redis.asyncio.RedisCluster:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from smlt.errors import NotFoundError, PreconditionError, StoreError, StoreLostError
+from smlt.io.link_rate import LinkRate
 from smlt.io.object_store import pieces
 from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
 from smlt.io.s3_address import S3Address
@@ -61,8 +62,11 @@ class S3ParameterStore:
     positions in what this very client has seen. Belongs to one event loop.
     """
 
-    def __init__(self, address: S3Address, *, time_limit_s: float) -> None:
+    def __init__(
+        self, address: S3Address, *, time_limit_s: float, link: LinkRate | None = None
+    ) -> None:
         self._address = address
+        self._link = link
         self._client = S3Client(address, time_limit_s=time_limit_s)
         self._streams: defaultdict[str, _Stream] = defaultdict(_Stream)
         self._guards: dict[str, float] = {}
@@ -205,6 +209,8 @@ class S3ParameterStore:
         await self._put(self._name(key), f"write {key}", body, Metadata=_life(ttl_s), **condition)
 
     async def _put(self, name: str, doing: str, body: bytes, **more: Any) -> None:
+        if self._link is not None:
+            await self._link.up.carry(len(body))
         await self._client.call("put_object", doing, Key=name, Body=body, **more)
 
     async def _read(
@@ -222,6 +228,8 @@ class S3ParameterStore:
                 )
             except NotFoundError:
                 return None
+            if self._link is not None:
+                await self._link.down.carry(len(answer["Body"]))
         return answer if expired or not _is_over(answer) else None
 
     async def _append(self, stream: str, fields: Mapping[str, bytes], ttl_s: float) -> None:

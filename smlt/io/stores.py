@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -11,9 +12,11 @@ from smlt.config.aws import s3_endpoint
 from smlt.errors import ConfigError
 from smlt.io.cluster import ClusterStore
 from smlt.io.directory import DirectoryStore
+from smlt.io.link_rate import LinkRate, take_rate
 from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
+from smlt.io.resp_links import connect
 from smlt.io.s3_address import S3Address
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_group import ServerGroup
@@ -34,21 +37,29 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
         url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS), with
             ``?cluster=true`` for any node of a cluster,
             ``unix:///path/to.sock[?db=0]``, several of these with commas between them,
-            ``s3://bucket/prefix`` as for an object store, or ``memory://name``.
+            ``s3://bucket/prefix`` as for an object store, or ``memory://name``. With
+            ``link_mbps=20`` among the last one's options, no more than so many megabytes a second
+            go either way.
         time_limit_s: how long a server may fail to answer before it counts as unreachable.
 
     Raises:
         ConfigError: the URL names no store that exists, or an option that is unknown.
     """
+    url, link = take_rate(url)
     scheme, _, rest = url.partition("://")
     if scheme == "s3":
-        return _s3_parameters(url, time_limit_s)
+        return _s3_parameters(url, time_limit_s, link)
     if scheme == "memory" and rest:
+        if link is not None:
+            raise ConfigError("memory:// has no link that could be slow: leave link_mbps out")
         return MemoryParameterStore(rest)
     if scheme in ("redis", "rediss", "unix"):
         addresses = [ServerAddress.parse(one) for one in _BETWEEN_SERVERS.split(url)]
+        dial = partial(connect, link=link)
         servers = [
-            (ClusterStore if each.is_cluster else ValkeyStore)(each, time_limit_s=time_limit_s)
+            (ClusterStore if each.is_cluster else ValkeyStore)(
+                each, time_limit_s=time_limit_s, dial=dial
+            )
             for each in addresses
         ]
         return servers[0] if len(servers) == 1 else ServerGroup(url, servers)
@@ -88,6 +99,7 @@ def _s3_store(address: S3Address) -> S3ObjectStore:
     return store(address)
 
 
-def _s3_parameters(url: str, time_limit_s: float) -> S3ParameterStore:
+def _s3_parameters(url: str, time_limit_s: float, link: LinkRate | None) -> S3ParameterStore:
     store: type[S3ParameterStore] = import_module("smlt.io.s3_parameters").S3ParameterStore
-    return store(S3Address.parse(url, endpoint=s3_endpoint()), time_limit_s=time_limit_s)
+    address = S3Address.parse(url, endpoint=s3_endpoint())
+    return store(address, time_limit_s=time_limit_s, link=link)

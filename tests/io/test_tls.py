@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ssl
+import time
 
 import pytest
 from cryptography import x509
@@ -56,6 +57,24 @@ def connect(
     host: str, port: int, options: str = "", *, scheme: str = "rediss", limit_s: float = 10
 ):
     return open_parameter_store(f"{scheme}://{host}:{port}/0{options}", time_limit_s=limit_s)
+
+
+def test_tls_keeps_to_the_rate_of_a_link(shared_server, name, tls):
+    async def scenario():
+        options = "?ssl_cert_reqs=none&link_mbps=8"
+        async with (
+            Proxy(shared_server.path, tls=tls) as proxy,
+            connect("localhost", proxy.port, options) as store,
+        ):
+            await mark(store, name)
+            frame = bytes(range(256)) * 4000
+            for call in (lambda: put(store, name, "k", [frame]), lambda: store.get(f"{name}k")):
+                begun = time.monotonic()
+                got = await call()
+                assert time.monotonic() - begun >= len(frame) / 8e6 - 0.01
+            assert got == frame
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("checked", [True, False])

@@ -1,4 +1,4 @@
-"""Jobs whose gradients are rounded on the wire."""
+"""Jobs whose gradients are rounded on the wire, or go over a slow link."""
 
 from __future__ import annotations
 
@@ -35,3 +35,10 @@ def test_exact_determinism_refuses_it(place):
     assert "exact determinism needs gradients as they are" in refused.sentence
     refused = place.train(SMALL, "--wire-dtype", "fp8").check(2)
     assert "write fp32, bf16 or fp16" in refused.sentence
+
+
+@pytest.mark.slow
+def test_a_slow_link_changes_no_bit(place):
+    call = (SMALL, "--workers", "2", "--steps", "12", "--json", "--quiet")
+    slow = place.train(*call, "--link-mbps", "0.05").check(0).summary
+    assert slow["weights_digest"] == place.train(*call).check(0).summary["weights_digest"]
