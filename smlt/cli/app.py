@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import smlt
-from smlt.cli import jobs, lifecycle
+from smlt.cli import jobs, lifecycle, plan
 from smlt.cli.crash import keep_traceback
 from smlt.cli.summary import to_json
 from smlt.cli.train import OpenSession, train
@@ -201,6 +201,10 @@ def _train(
     """
     config = TrainConfig.load(context.params)
     return train(config, context.obj or smlt.Session)
+
+
+app.command("plan")(plan.with_options_of(_train, plan.PLANNED, plan.plan))
+app.command("tune")(plan.with_options_of(_train, None, plan.tune))
 
 
 @app.command("status")

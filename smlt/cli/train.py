@@ -68,17 +68,28 @@ def foreground(session: TrainingSession, run_dir: Path, *, as_json: bool, quiet:
         UserError: what was given is wrong; nothing was started.
     """
     console = Console(stderr=True)
+    summary = to_its_end(session, run_dir, console, quiet=quiet)
+    _print_summary(summary, run_dir, console, as_json=as_json)
+    return EXIT_CODES[summary.state]
+
+
+def to_its_end(
+    session: TrainingSession, run_dir: Path, console: Console, *, quiet: bool
+) -> Summary:
+    """Follow a session to its end, which may be a failure, and return how it ended.
+
+    Raises:
+        UserError: what was given is wrong; nothing was started.
+    """
     try:
         with open_view(console, quiet=quiet, clock=time.monotonic) as view:
-            summary = asyncio.run(follow(session, view))
+            return asyncio.run(follow(session, view))
     except (UserError, JobHeldError):
         raise
     except SmltError as exc:
-        summary = ended(session.progress, "failed", str(exc))
+        return ended(session.progress, "failed", str(exc))
     except Exception as exc:
-        summary = ended(session.progress, "failed", keep_traceback(exc, run_dir))
-    _print_summary(summary, run_dir, console, as_json=as_json)
-    return EXIT_CODES[summary.state]
+        return ended(session.progress, "failed", keep_traceback(exc, run_dir))
 
 
 async def follow(

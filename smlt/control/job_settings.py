@@ -20,8 +20,12 @@ _INSTRUCTIONS = {
 _FOREVER_S = 1e9
 
 
-def training_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the fields of a JobSpec that a user sets directly."""
+def training_settings(config: TrainConfig, cores: int | None = os.cpu_count()) -> dict[str, Any]:
+    """Return the fields of a JobSpec that a user sets directly.
+
+    ``cores`` are those that all functions share: this machine's, where they run on it; None in a
+    cloud, where each function has its own.
+    """
     shard_bytes, aggregators = sharding(
         config.parameters,
         config.workers,
@@ -38,7 +42,7 @@ def training_settings(config: TrainConfig) -> dict[str, Any]:
         "deadline_s": config.deadline,
         "budget_usd": config.budget,
         "adapt": config.adapts,
-        "most_workers": _most_workers(config),
+        "most_workers": _most_workers(config, cores),
         "keep_best": config.keep_best,
         "virtual_workers": config.streams,
         "shard_bytes": shard_bytes,
@@ -74,14 +78,14 @@ def function_environment(memory_mb: int, threads: int | None = None) -> dict[str
     return pins | _INSTRUCTIONS if os.uname().machine in ("x86_64", "AMD64") else pins
 
 
-def _most_workers(config: TrainConfig) -> int:
-    """All functions run on this machine: many more than its cores would only wait for each other.
+def _most_workers(config: TrainConfig, cores: int | None) -> int:
+    """Many more functions than the cores that they share would only wait for each other.
 
     Whoever asks for more by name gets them.
     """
-    if config.max_workers is not None:
+    if config.max_workers is not None or cores is None:
         return config.most_workers
-    return min(config.most_workers, max(config.workers, 2 * (os.cpu_count() or 1)))
+    return min(config.most_workers, max(config.workers, 2 * cores))
 
 
 def _limits(config: TrainConfig) -> Limits:

@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 
 MB_PER_VCPU = 1769
 LINK_BYTES_PER_S = 70e6  # of one function each way, as third parties measured it
+STORE_BYTES_PER_S = 1.25e9  # of one server, that is, 10 Gbit/s
+MESSAGE_S = 1e-3  # that one rank more costs each of the others, whatever the size
 
 COMPUTE_NOISE = 0.03  # relative spread of a mean over some steps
 COMMUNICATION_NOISE = 0.05
@@ -176,18 +178,22 @@ def fit_performance(
     features = _Features.of([m.setting for m in measurements], granularity)
     scales = _Scales.of(measurements, features, granularity)
     targets = _Targets.of(measurements)
+    expected, spread = _prior(features, scales)
 
     def residuals(parameters: Array) -> Array:
         misfit = targets.misfit(*_parts(features, scales, parameters))
-        return np.concatenate([misfit, (parameters - _PRIOR_MEAN) / _PRIOR_SD])
+        return np.concatenate([misfit, (parameters - expected) / spread])
 
     result: Any = least_squares(
         residuals, _START, bounds=(np.zeros(len(_START)), _UPPER), loss="soft_l1", x_scale=0.1
     )
     squares = float(np.sum(targets.misfit(*_parts(features, scales, result.x)) ** 2))
-    spread = (NOISE_WEIGHT + squares) / (NOISE_WEIGHT + targets.count)
-    covariance = spread * np.linalg.pinv(result.jac.T @ result.jac)
-    return PerformanceModel(scales, result.x, covariance, COMPUTE_NOISE * float(np.sqrt(spread)))
+    inflation = (NOISE_WEIGHT + squares) / (NOISE_WEIGHT + targets.count)
+    measured, believed = result.jac[: -len(expected)], result.jac[-len(expected) :]
+    precision = measured.T @ measured / inflation + believed.T @ believed
+    covariance = np.linalg.pinv(precision)
+    noise = COMPUTE_NOISE * float(np.sqrt(inflation))
+    return PerformanceModel(scales, result.x, covariance, noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +290,26 @@ class _Targets:
                 np.log(communication[split] / self.communication_s[split]) / COMMUNICATION_NOISE,
             ]
         )
+
+
+def _prior(features: _Features, scales: _Scales) -> tuple[Array, Array]:
+    """Return mean and spread of what is believed of the parameters before anything is measured.
+
+    Where a gradient's bytes are known and nothing was ever sent, links say what to expect.
+    """
+    mean, spread = _PRIOR_MEAN.copy(), _PRIOR_SD.copy()
+    if features.known_wire and not np.any(features.peers):
+        expected_s = {
+            "link": 2 * scales.wire / LINK_BYTES_PER_S,
+            "store": 3 * scales.wire / STORE_BYTES_PER_S * scales.workers,
+            "latency": MESSAGE_S * scales.workers,
+        }
+        for name, seconds in expected_s.items():
+            index = PARAMETERS.index(name)
+            mean[index] = seconds / scales.communication_s
+            spread[index] = 0.5 * mean[index]
+        spread[PARAMETERS.index("shard")] = 0.25
+    return mean, spread
 
 
 def _parts(features: _Features, scales: _Scales, parameters: Array) -> tuple[Array, Array]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from smlt.control.search_grid import Dimension, SearchGrid
+from collections.abc import Mapping
+
+from smlt.control.performance_model import Setting
+from smlt.control.search_grid import Dimension, SearchGrid, Value
 from smlt.messages import EXACT, JobSpec, ResourcePlan
 
 MEMORY_MB = (884, 1769, 3538, 5307, 7076, 8845, 10_240)
@@ -17,3 +20,16 @@ def plan_grid(spec: JobSpec, first: ResourcePlan) -> SearchGrid:
     workers = sorted(counts | {first.workers})
     memory = sorted({*MEMORY_MB, first.memory_mb})
     return SearchGrid([Dimension("workers", tuple(workers)), Dimension("memory_mb", tuple(memory))])
+
+
+def plans_of(grid: SearchGrid) -> list[ResourcePlan]:
+    """Return the plans of a grid, by their numbers."""
+    return [as_plan(grid.plan(index)) for index in range(len(grid))]
+
+
+def as_plan(values: Mapping[str, Value]) -> ResourcePlan:
+    return ResourcePlan(workers=int(values["workers"]), memory_mb=int(values["memory_mb"]))
+
+
+def as_setting(plan: ResourcePlan) -> Setting:
+    return Setting(workers=plan.workers, memory_mb=plan.memory_mb)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from smlt.control.functions import Function, Functions
+from smlt.control.goals import Standing
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
-from smlt.control.resource_manager import Decision, ResourceManager, Standing
+from smlt.control.resource_manager import Decision, ResourceManager
 from smlt.control.supervisor import Ended, Supervisor, power_of_two
 from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
@@ -370,12 +371,12 @@ class TaskScheduler:
             return outcome("completed", "training is complete")
         if state.stop_now:
             return outcome("stopped", AT_ONCE)
+        if self._run_out:
+            return outcome("stopped", self._run_out)
         if self._stopping.is_set() or ended.reasons & StepFlag.USER:
             return outcome("stopped", "stopped on request")
         if ended.reasons & StepFlag.ORPHANED:
             return outcome("stopped", "stopped: no client was seen for too long")
-        if self._run_out:
-            return outcome("stopped", self._run_out)
         if failure is None:
             return None
         if self._manager is not None and failure.kind in ("memory", "start"):

@@ -6,8 +6,11 @@ import pytest
 
 from smlt.control.cost_model import StepCost, lambda_cost
 from smlt.control.drift import DriftDetector
+from smlt.control.goals import Standing
 from smlt.control.prices import read_prices
-from smlt.control.resource_manager import ResourceManager, Standing
+from smlt.control.resource_manager import ResourceManager
+from smlt.control.skopt_surrogate import SkoptGaussianProcess
+from smlt.control.surrogate import SampledGaussianProcess
 from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord
 
 FIRST = ResourcePlan(workers=4, memory_mb=1769)
@@ -34,13 +37,17 @@ class Job:
     def __init__(
         self, steps=2000, seed=0, slow=lambda job, plan: 1.0, oom=lambda plan: False, **goal
     ):
-        adapt = goal.pop("adapt", True)
+        adapt, options = goal.pop("adapt", True), goal.pop("options", {})
         self.spec = JobSpec(
             target="t:T", batch_size=64, virtual_workers=64, most_workers=64, adapt=adapt, **goal
         )
         self.notices, self.decisions, self.tried = [], [], [FIRST]
         self.manager = ResourceManager(
-            self.spec, FIRST, StepCost(prices=read_prices()), notice=self.notices.append
+            self.spec,
+            FIRST,
+            StepCost(prices=read_prices()),
+            notice=self.notices.append,
+            **options,
         )
         self.rng, self.steps = random.Random(seed), steps
         self.slow, self.oom = slow, oom
@@ -200,3 +207,21 @@ def test_a_start_that_eats_the_budget_is_ended_at_once():
     assert manager.decide(Standing(spent_usd=0.005, **standing), 80.0) is None
     decision = manager.decide(Standing(spent_usd=0.0198, **standing), 81.0)
     assert (decision.stop, decision.at_once) == (StepFlag.BUDGET, True)
+
+
+@pytest.mark.parametrize("surrogate", [SampledGaussianProcess, SkoptGaussianProcess])
+def test_a_tuning_tries_plans_names_one_of_the_best_and_stops(surrogate):
+    job = Job(steps=400, options={"trials_only": True, "surrogate": surrogate}).run()
+    assert job.stopped == StepFlag.USER
+    assert job.step < 400
+    assert 3 <= len(job.manager.measured) <= 11
+    best, every = job.manager.best.plan, sorted(every_plan(), key=value)
+    # Where there is no limit to break, it may also be one that was not tried.
+    assert value(best) <= 1.1 * min(value(plan) for plan in job.manager.measured)
+    assert value(best) <= 1.25 * value(every[0])
+    assert value(best) < 0.9 * value(FIRST)
+
+
+def value(plan):
+    """Time times cost: what is least where there is neither deadline nor budget."""
+    return dollars(plan, law(plan)) * law(plan)

@@ -1,0 +1,92 @@
+"""``smlt plan`` and ``smlt tune`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.harness import SMALL, TASKS
+
+KNOWN = ("--measured", "1x1769=2.0", "--measured", "8x1769=.4")
+LONG = ("--epochs", "100", "--batch-size", "64")
+
+
+def test_a_plan_is_made_of_known_step_times_and_nothing_is_started(place):
+    ended = place.smlt("plan", SMALL, *LONG, *KNOWN, "--deadline", "10m", "--json").check(0)
+    report = ended.summary
+    plans = {(row["plan"]["workers"], row["plan"]["memory_mb"]): row for row in report["plans"]}
+    assert report["workload"]["steps"] == 400
+    assert plans[8, 1769]["step_s"] == pytest.approx(0.4, rel=0.1)
+    assert plans[1, 1769]["step_s"] == pytest.approx(2.0, rel=0.1)
+    in_time = [row for row in plans.values() if row["time_s"] <= 600]
+    assert report["best"]["cost_usd"] == min(row["cost_usd"] for row in in_time)
+    assert all(row["meets_goals"] == (row["time_s"] <= 600) for row in plans.values())
+    assert report["notices"] == []
+    assert not (place.run / "jobs").exists()
+
+
+def test_a_goal_out_of_reach_is_said_and_s3_is_compared(place):
+    ended = place.smlt("plan", SMALL, *LONG, *KNOWN, "--budget", "0.0001").check(0)
+    assert "the budget of $0.0001 is out of reach: the cheapest" in ended.out
+    assert "With S3 instead of Valkey: --workers" in ended.out
+    assert "★" in ended.out
+    assert "Recommended: --workers" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--measured", "4=1"], "--measured is '4=1': write workers"),
+        (["--measured", "4x1769=nan"], "--measured is '4x1769=nan'"),
+        (["--node", "cache.none"], "there is no price of us-east-1.elasticache.nodes.cache.none"),
+        (["--budget", "nan"], "--budget is 'nan': give a number"),
+        (["--prices", "garbage.toml"], "not valid TOML"),
+        (["--like", "nobody"], "There are no jobs in"),
+        (["--param", "nonsense=1"], "nonsense"),
+    ],
+)
+def test_a_wrong_call_is_refused_in_a_sentence(place, arguments, said):
+    (place.path / "garbage.toml").write_text("what = [is this")
+    assert said in place.smlt("plan", SMALL, *arguments).check(2).sentence
+
+
+def test_a_task_that_cannot_be_timed_is_named_with_its_place(place):
+    (place.path / "bad.py").write_text(
+        (TASKS / "small.py").read_text().replace("step = int(self.steps) + 1", "step = 1 / 0")
+    )
+    ended = place.smlt("plan", "bad.py:Regression", "--profile").check(2)
+    assert "raised ZeroDivisionError: division by zero (bad.py:" in ended.sentence
+
+
+@pytest.mark.slow
+def test_a_job_that_ran_tells_how_long_steps_take(place):
+    job = place.train(SMALL, "--workers", "2", "--steps", "12", "--json").check(0).summary["job_id"]
+    report = place.smlt("plan", SMALL, *LONG, "--like", job, "--json").check(0).summary
+    [measured] = [r for r in report["plans"] if r["plan"] == {"workers": 2, "memory_mb": 1769}]
+    events = (place.run / "jobs" / job / "events.jsonl").read_text().splitlines()
+    steps = [e["seconds"] for e in map(json.loads, events) if e["event"] == "step"]
+    assert 0.5 * min(steps) < measured["step_s"] < 2 * max(steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("surrogate", ["sampled", "skopt"])
+def test_a_tuning_tries_real_plans_and_the_job_goes_on_with_the_best(place, surrogate):
+    ended = place.smlt(
+        "tune", SMALL, "--epochs", "500", "--surrogate", surrogate, "--json", limit_s=110
+    ).check(0)
+    found = ended.summary
+    assert found["state"] == "stopped"
+    assert found["message"].startswith("tuned: ")
+    assert len(found["trials"]) >= 2
+    assert found["steps"] > 5 * len(found["trials"])
+    for trial in found["trials"]:
+        gigabytes = trial["plan"]["workers"] * trial["plan"]["memory_mb"] / 1024
+        assert trial["step_usd"] == pytest.approx(trial["step_s"] * gigabytes * 0.0000166667)
+    best = [f"--workers={found['best']['workers']}", f"--memory-mb={found['best']['memory_mb']}"]
+    resumed = place.smlt(
+        "resume", found["job_id"], *best, "--steps", str(found["steps"] + 8), "--json"
+    ).check(0)
+    assert resumed.summary["state"] == "completed"
+    assert resumed.summary["steps"] == found["steps"] + 8
+    assert resumed.summary["workers"] == found["best"]["workers"]
