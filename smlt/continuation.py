@@ -57,7 +57,8 @@ class Continuation(Lead):
         """
         self._running = asyncio.current_task()
         folder = RunFolder(self._run_dir / "jobs" / self.progress.job_id)
-        async with open_object_store(folder.objects_url) as objects:
+        async with open_object_store(folder.objects_url) as store:
+            objects = self._patient(store)
             job = await self._job(objects)
             wanted = self._wanted(job.state)
             if self._parameters is not None:

@@ -28,12 +28,14 @@ from smlt.io.keys import job_prefix
 from smlt.io.link_rate import paced
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
+from smlt.io.patient_objects import PatientObjects
 from smlt.io.stores import open_object_store, open_parameter_store
-from smlt.messages import Failure, JobSpec
+from smlt.messages import Failure, JobSpec, Limits
 from smlt.place import Place
 
 # A server that answers at all answers within this.
 REACH_S = 3.0
+_CUT_S = 10.0
 
 
 class Lead:
@@ -45,6 +47,18 @@ class Lead:
         self._scheduler: TaskScheduler | None = None
         self._running: asyncio.Task[Any] | None = None
         self._stop_requested = False
+
+    def _patient(self, objects: ObjectStore) -> ObjectStore:
+        """Return the store as a client uses it: an outage is waited for, and the user told."""
+        limit_s = Limits().objects_s
+
+        def on_wait(what: str) -> None:
+            self.progress.stalled = f"the client waits for {what}" if what else ""
+            notice = f"{objects.url} does not answer; it is waited for up to {limit_s:g} s"
+            if what and notice not in self.progress.notices:
+                self.progress.notices.append(notice)
+
+        return PatientObjects(objects, limit_s=limit_s, on_wait=on_wait)
 
     async def request_stop(self) -> None:
         """End cleanly: every rank leaves after its current step, and the state is saved."""
@@ -122,10 +136,13 @@ class Lead:
         """Write down that the job was stopped without waiting for its step."""
         self.progress.state = "stopped"
         state = job.state
-        await job.end("stopped", AT_ONCE, state.parent)
-        stopped = Outcome("stopped", AT_ONCE, state.parent, None, state.generation)
-        folder.write_summary(await summarise(self.progress, stopped, objects, folder))
         await _sweep(store, state.job_id)
+        stopped = Outcome("stopped", AT_ONCE, state.parent, None, state.generation)
+        # An object store that is out is not waited for: the lease on the job lapses by itself.
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(_CUT_S):
+                await job.end("stopped", AT_ONCE, state.parent)
+                folder.write_summary(await summarise(self.progress, stopped, objects, folder))
 
     @staticmethod
     def _maker(place: Place, package: bytes, spec: JobSpec) -> Callable[[int], Awaitable[Function]]:

@@ -14,6 +14,9 @@ from typing import Any, Self, get_type_hints
 EXACT = "exact"
 """The determinism that promises the same bits for any number of ranks, a power of two."""
 
+SAVING = "saving"
+"""What a rank says of itself while it saves its state at an ending."""
+
 
 class StepFlag(enum.IntFlag):
     """What a rank wants of the end of a step; ORed over all ranks, it rides on the frames."""
@@ -77,18 +80,26 @@ class Limits(_Plain):
     load_s: float = 300.0  # from the roster until every rank has its first shard out
     step_s: float = 120.0  # one wait for one shard
     save_s: float = 60.0  # an ending, from its first sign to the last rank's leaving
+    objects_s: float = (
+        300.0  # an object store that does not answer is waited for, by the ending too
+    )
     client_lease_s: float = 4.0
     orphan_s: float = 5.0  # the client's lease may be gone for this long
     function_s: float = 900.0  # Lambda's own limit
-    handover_s: float = 45.0  # how long before that limit a rank hands over
+    handover_s: float = 120.0  # how long before that limit a rank hands over
     store_s: float = 15.0  # a store that does not answer for this long is lost
     hold_s: float = 6.0  # a client's hold on the job that stands unchanged for this long is free
     stop_s: float = 5.0  # after a stop at once the workers' watchdogs end them within this
 
     @property
+    def ending_s(self) -> float:
+        """How long a rank may take to save, from when it has begun to."""
+        return self.save_s + self.objects_s
+
+    @property
     def handover_margin_s(self) -> float:
-        """``handover_s``, or a share of the function's time where that is no longer than it."""
-        return self.handover_s if self.handover_s < self.function_s else self.function_s / 4
+        """``handover_s``, which outlasts a short outage; no more than a third of all the time."""
+        return min(self.handover_s, self.function_s / 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

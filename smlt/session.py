@@ -58,6 +58,7 @@ class Session(Lead):
             stack.enter_context(disk_errors(run_dir))
             folder = RunFolder.create(run_dir, progress.job_id, objects_url)
             objects = await stack.enter_async_context(open_object_store(objects_url))
+            objects = self._patient(objects)
             await artifact_manager.upload_code(objects, package, code)
             spec = JobSpec(
                 target=target.reference,

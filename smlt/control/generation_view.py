@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgpack
 
-from smlt.messages import Failure, RankState, StepFlag
+from smlt.messages import SAVING, Failure, RankState, StepFlag
 
 
 @dataclass(slots=True)
@@ -48,6 +48,12 @@ class GenerationView:
     @property
     def is_over(self) -> bool:
         return all(rank.gone for rank in self.ranks.values())
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a rank that is still there saves its state."""
+        there = (rank.state for rank in self.ranks.values() if not rank.gone)
+        return any(state is not None and state.state == SAVING for state in there)
 
     @property
     def states(self) -> list[RankState]:

@@ -124,7 +124,10 @@ class Job:
                     return
             else:
                 await sleep(_LOOK_S)
+            asked = clock()
             await self.refresh()
+            # While the store did not answer, its client could not have shown that it lives.
+            since += clock() - asked
             if (self.state.client, self.state.token) != (seen.client, seen.token):
                 raise self._held()
 

@@ -242,9 +242,11 @@ class Supervisor:
 
     def _is_overdue(self) -> bool:
         """Whether the ranks have had their time to leave."""
-        since, failure = self._view.ending_since, self._view.failure
-        at_once = failure is not None and failure.kind == "stop"
-        limit_s = self._limits.stop_s if at_once else self._limits.save_s
+        since, failure, limits = self._view.ending_since, self._view.failure, self._limits
+        if failure is not None and failure.kind == "stop":
+            limit_s = limits.stop_s
+        else:
+            limit_s = limits.save_s + (limits.ending_s if self._view.is_saving else 0.0)
         return since is not None and self._clock() > since + limit_s
 
     async def _news_within(self, limit_s: float) -> bool:

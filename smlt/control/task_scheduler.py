@@ -225,11 +225,12 @@ class TaskScheduler:
         """End the job cleanly: all ranks leave after their current step and save."""
         self._stopping.set()
         self._feed.progress.state = "stopping"
-        await self._job.request_stop()
         if self._supervisor is not None:
             # A store that fails ends the generation all the same.
             with contextlib.suppress(StoreError):
                 await self._supervisor.stop(StepFlag.USER)
+        # Last, for the object store may have to be waited for.
+        await self._job.request_stop()
 
     async def request_plan(self, plan: ResourcePlan) -> None:
         """Go on with other workers, or another size of them, from the next generation on.

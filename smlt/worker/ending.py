@@ -44,10 +44,9 @@ class Ending:
             CheckpointError: nobody could complete a checkpoint within the limit for saving.
         """
         generation = self._generation
-        give_up = generation.clock() + generation.limits.save_s
+        limit_s = generation.limits.ending_s
+        give_up = generation.clock() + limit_s
         patient_until = generation.clock() + _PATIENCE_S
-        with contextlib.suppress(StoreError):
-            await generation.say("saving")
         await writer.write_part(self._rank)
         with contextlib.suppress(StoreError):
             await generation.announce("standing", step)
@@ -64,9 +63,7 @@ class Ending:
                 await writer.commit(parent=self._parent.position, info=info)
             else:
                 await generation.next_news(_POLL_S)
-        raise CheckpointError(
-            f"no checkpoint of step {step} was complete within {generation.limits.save_s:g} s"
-        )
+        raise CheckpointError(f"no checkpoint of step {step} was complete within {limit_s:g} s")
 
     async def _committed(self) -> Position | None:
         task = self._generation.task

@@ -59,7 +59,7 @@ class Generation:
         *,
         request_id: str,
         deadline: float,
-        on_abort: Callable[[Failure, Limits], None],
+        on_abort: Callable[[Failure], None],
         clock: Callable[[], float] = time.monotonic,
         nonce: Callable[[], str] = secrets.token_hex,
     ) -> None:
@@ -76,6 +76,8 @@ class Generation:
         self.trained = 0
         """Training steps done: what a user calls the step."""
         self.aborted: Failure | None = None
+        self.waits_for = ""
+        """What this rank waits for that no other rank has to give, in words."""
         self.digests: dict[int, dict[str, int]] = {}
         """By rank: digests of the tensors that it holds, told when they were found to differ."""
         self._news = asyncio.Event()
@@ -165,7 +167,7 @@ class Generation:
             state=self.state,
             step=self.trained,
             pid=os.getpid(),
-            waiting_for=self.notices.waiting_for,
+            waiting_for=self.notices.waiting_for or self.waits_for,
         )
         await self.store.renew(
             self.keys.lease(self.task.rank),
@@ -242,5 +244,5 @@ class Generation:
         elif event == b"abort":
             self.aborted = Failure.from_dict(msgpack.unpackb(fields["failure"]))
             self.notices.fail(AbortedError(self.aborted.message))
-            self._on_abort(self.aborted, self.limits)
+            self._on_abort(self.aborted)
         self._news.set()

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from smlt.aggregation.step import Membership
 from smlt.errors import AbortedError, SmltError, StoreError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
+from smlt.io.patient_objects import PatientObjects
 from smlt.io.weights import save_weights
-from smlt.messages import Failure, JobState, Limits, Position, StepFlag, WorkerTask
+from smlt.messages import SAVING, Failure, JobState, Limits, Position, StepFlag, WorkerTask
 from smlt.worker.ending import Ending
 from smlt.worker.failures import failure_of
 from smlt.worker.forwarding import NoticeForwarder
@@ -48,7 +49,8 @@ class Invocation:
         deadline: float,
     ) -> None:
         self._task = task
-        self._objects = objects
+        self._objects = PatientObjects(objects, limit_s=Limits().objects_s, on_wait=self._on_wait)
+        self._generation: Generation | None = None
         self._request_id = request_id
         self._deadline = deadline
         self._host = host
@@ -60,10 +62,11 @@ class Invocation:
         if self._is_superseded(job):
             return {"status": "superseded"}
         limits = job.spec.limits
+        self._objects.limit_s = limits.objects_s
         async with self._host.open_store(
             self._task.parameters, time_limit_s=limits.store_s
         ) as store:
-            generation = Generation(
+            generation = self._generation = Generation(
                 self._task,
                 store,
                 limits,
@@ -82,11 +85,17 @@ class Invocation:
                 with forwarded:
                     return await self._take_part(generation, roster, job)
 
-    def _on_abort(self, failure: Failure, limits: Limits) -> None:
+    def _on_abort(self, failure: Failure) -> None:
+        assert self._generation is not None
+        limits, watchdog = self._generation.limits, self._host.watchdog
         if failure.kind == "stop":
-            self._host.watchdog.bite_within(limits.stop_s, "the limit for stopping at once")
-        else:
-            self._host.watchdog.bite_within(limits.save_s, "the limit for saving")
+            watchdog.bite_within(limits.stop_s, "the limit for stopping at once")
+        elif self._generation.state != SAVING:
+            watchdog.bite_within(limits.save_s, "the limit for beginning to save")
+
+    def _on_wait(self, what: str) -> None:
+        if self._generation is not None:
+            self._generation.waits_for = what
 
     def _is_superseded(self, job: JobState) -> bool:
         newer = job.generation != self._task.generation or job.token > self._task.token
@@ -96,24 +105,27 @@ class Invocation:
         self, generation: Generation, roster: Roster, job: JobState
     ) -> dict[str, Any]:
         reasons, failure, loaded, trainer = StepFlag(0), None, None, None
-        try:
-            loaded = await Loader(generation, roster, job, self._objects, self._host).load()
-            async with self._saving(generation, roster, job, loaded) as saving:
-                with loaded.samples:
+        async with AsyncExitStack() as at_the_end:
+            try:
+                loaded = await Loader(generation, roster, job, self._objects, self._host).load()
+                # When the state is safe, since a record that does not come may take its time.
+                at_the_end.push_async_callback(asyncio.to_thread, loaded.samples.close)
+                async with self._saving(generation, roster, job, loaded) as saving:
                     trainer = self._trainer(generation, roster, job, loaded, saving)
+                    await self._host.compute(loaded.samples.open)
                     reasons = await trainer.run(loaded.step)
-        # A task may call sys.exit(): that is its failure, not the end of this process.
-        except (Exception, SystemExit) as error:
-            failure = await self._abort(generation, error, trainer)
-        try:
-            diverged = failure is not None and failure.kind == "diverged"
-            whole = trainer is not None and trainer.is_whole and not diverged
-            if loaded is not None and trainer is not None and whole:
-                await self._save(generation, roster, job, loaded, trainer, reasons)
-        except SmltError as error:
-            failure = await self._abort(generation, error, trainer)
-        with contextlib.suppress(StoreError):
-            await generation.leave(reasons)
+            # A task may call sys.exit(): that is its failure, not the end of this process.
+            except (Exception, SystemExit) as error:
+                failure = await self._abort(generation, error, trainer)
+            try:
+                diverged = failure is not None and failure.kind == "diverged"
+                whole = trainer is not None and trainer.is_whole and not diverged
+                if loaded is not None and trainer is not None and whole:
+                    await self._save(generation, roster, job, loaded, trainer, reasons)
+            except SmltError as error:
+                failure = await self._abort(generation, error, trainer)
+            with contextlib.suppress(StoreError):
+                await generation.leave(reasons)
         return {"status": "left", "failure": failure.message if failure else None}
 
     def _saving(
@@ -207,6 +219,10 @@ class Invocation:
         """Save the state that this rank holds, and the model if training is complete."""
         manifest = loaded.parent
         if trainer.step != loaded.step:
+            if generation.aborted is None or generation.aborted.kind != "stop":
+                self._host.watchdog.allow(generation.limits.ending_s, "the limit for saving")
+            with contextlib.suppress(StoreError):
+                await generation.say(SAVING)
             held = Position(generation=self._task.generation, step=trainer.step)
             writer = loaded.writer(self._objects, self._task.job_id, held, roster.world_size)
             wire, rank = loaded.wire, roster.ranks.index(self._task.rank)

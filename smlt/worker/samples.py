@@ -16,7 +16,8 @@ _STEPS_AHEAD = 4
 class Samples:
     """Gives each step its samples, read ahead from the step that a generation begins with.
 
-    A context manager. ``training`` and ``evaluation`` are called on the trainer's thread.
+    ``open``, ``training`` and ``evaluation`` are called on the trainer's thread; ``close``, which
+    waits for what is still being read, on any but the event loop's.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class Samples:
             train, self._coming(schedule, first_step), depth=_STEPS_AHEAD * len(portions)
         )
 
-    def __enter__(self) -> Samples:
+    def open(self) -> None:
+        """Begin to read ahead."""
         self._buffer.__enter__()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End reading; what never began is closed as well."""
         self._buffer.close()
 
     def count(self, batch: int) -> int:

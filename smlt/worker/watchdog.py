@@ -11,15 +11,16 @@ from typing import Self
 # So long before Lambda's own limit that the last words still reach the log.
 _MARGIN_S = 2.0
 _EXIT_CODE = 70
+_LAST_WHY = "the function's time limit"
 
 
 class Watchdog:
-    """A thread with a deadline, which can be moved closer but not away. A context manager."""
+    """A thread with a deadline, never later than the function's own. A context manager."""
 
     def __init__(self, deadline: float) -> None:
         """Store the function's own deadline, by the monotonic clock."""
-        self._deadline = deadline - _MARGIN_S
-        self._why = "the function's time limit"
+        self._deadline = self._last = deadline - _MARGIN_S
+        self._why = _LAST_WHY
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -41,6 +42,12 @@ class Watchdog:
             if sooner < self._deadline:
                 self._deadline, self._why = sooner, why
                 self._changed.notify()
+
+    def allow(self, seconds: float, why: str) -> None:
+        """Give the process so many seconds from now, whatever was said before."""
+        with self._changed:
+            self._deadline, self._why = self._last, _LAST_WHY
+        self.bite_within(seconds, why)
 
     def _watch(self) -> None:
         with self._changed:

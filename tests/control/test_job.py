@@ -102,6 +102,31 @@ def test_job_is_taken_over_once_its_lease_has_stood_still_for_its_time(objects):
     assert (state.client, state.token) == (US, 2)
 
 
+def test_outage_of_the_store_is_no_sign_of_a_clients_death(objects):
+    """Neither client could reach the store; the one that leads beats as soon as it can."""
+
+    async def scenario():
+        theirs = await Job.create(objects, "j", SPEC, PLAN, THEM)
+        ours, clock = await Job.load(objects, "j"), Clock()
+        looks = 0
+
+        async def refresh(reading=ours.refresh):
+            nonlocal looks
+            looks += 1
+            if looks == 3:
+                clock.now += 60
+            state = await reading()
+            if looks == 5:
+                await theirs.renew()
+            return state
+
+        ours.refresh = refresh
+        await ours.take_over(US, clock=clock, sleep=clock.sleep)
+
+    with pytest.raises(JobHeldError, match="process 77 on there"):
+        asyncio.run(scenario())
+
+
 def test_job_whose_client_lives_is_left_to_it(objects):
     async def scenario():
         theirs = await Job.create(objects, "j", SPEC, PLAN, THEM)

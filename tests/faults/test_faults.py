@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import urllib.request
 
 import pytest
@@ -19,6 +20,8 @@ from jobs.harness import SMALL, TASKS, until
 from smlt.io import checkpoint
 from smlt.io.directory import DirectoryStore
 from smlt.messages import Position
+from tests.io.s3_servers import CREDENTIALS, S3Server
+from tests.io.s3_servers import Fault as S3Fault
 
 STEADY = f"{TASKS / 'steady.py'}:Steady"
 PHASES = f"{TASKS / 'phases.py'}:"
@@ -38,10 +41,11 @@ def digest(tmp_path_factory):
 class Fault:
     """A job that stands at a gate, and the checks after it."""
 
-    def __init__(self, place, task, *options, waiting=2, step=8):
+    def __init__(self, place, task, *options, waiting=2, step=8, variables=None):
         self.place = place
         self.gate = place.gate(step)
-        self.job = place.start(task, *OPTIONS, *options, *self.gate.params)
+        given = (*OPTIONS, *options, *self.gate.params)
+        self.job = place.start(task, *given, **(variables or {}))
         self.gate.until_there(self.job, waiting)
 
     @property
@@ -184,6 +188,46 @@ def test_parameter_store_in_trouble(place, digest, trouble):
         ended.check(1)
         assert trouble != "flush"
         assert os.path.isdir(ended.summary["checkpoint"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["killed worker", "stop"])
+def test_object_store_out_for_a_minute(place, digest, trouble):
+    """Nobody can save, or draw a generation: what the survivor holds waits in its memory."""
+    with S3Server() as server:
+        bucket = f"out-for-a-{trouble.replace(' ', '-')}"
+        server.bucket(bucket)
+        options = ("--objects", f"s3://{bucket}/here", "--s3-endpoint", server.endpoint)
+        fault = Fault(place, STEADY, *options, variables=CREDENTIALS)
+        back = time.monotonic() + 60.0
+
+        def refuse(method, path):
+            if time.monotonic() < back:
+                raise S3Fault(503, "ServiceUnavailable")
+
+        server.before = refuse
+        if trouble == "killed worker":
+            fault.kill(list(fault.gate.waiting())[:1])
+        else:
+            fault.job.signal(signal.SIGINT)
+        fault.gate.open()
+        said = fault.job.until(lambda: fault.job.status()["stalled"], "what is waited for", 60)
+        assert f"s3://{bucket}/here" in said
+        if trouble == "stop":
+            ended = fault.job.end(150).check(130)
+            # The step that was under way at the signal, and what had been done before: no less.
+            assert ended.summary["steps"] >= fault.gate.step
+            fault.job = place.start(fault.job.folder.name, "--json", "--quiet", command="resume",
+                                    **CREDENTIALS)  # fmt: skip
+        ended = fault.job.end(150).check(0)
+        assert time.monotonic() > back
+        assert ended.summary["weights_digest"] == digest
+        if trouble == "killed worker":
+            assert fault.generations == 2
+            drawn = fault.job.events("generation")[-1]
+            assert drawn["parent"]["step"] >= fault.gate.step - 1
+            assert any("it is waited for up to 300 s" in text for text in ended.summary["notices"])
+        place.check_nothing_is_left(10)
 
 
 @pytest.mark.slow

@@ -159,6 +159,7 @@ class Gate:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
+        self.step = step
         self.params = ["--param", f"gate={path}", "--param", f"wait_at={step}"]
 
     def waiting(self) -> set[int]:

@@ -34,7 +34,7 @@ class Environment(Process):
         """Its own, present and past: what was sent in one may arrive in the next."""
         self.steps = None
         """Of the state that its task holds."""
-        self._watch = None
+        self._watch = self._last = None
 
     def notice_state(self, what: str, steps: int, bits: bytes) -> None:
         self.steps = steps
@@ -48,6 +48,7 @@ class Environment(Process):
     async def _run(self, request_id: str, payload) -> None:
         world = self.world
         deadline = world.loop.now + world.spec.limits.function_s
+        self._last = deadline
         self._watch = self.call_later(world.spec.limits.function_s, self.kill)
         host = Host(
             code_root=ROOT,
@@ -78,6 +79,11 @@ class Environment(Process):
         if when < self._watch.when():
             self._watch.cancel()
             self._watch = self.call_later(seconds, self.kill)
+
+    def allow(self, seconds: float, why: str) -> None:
+        self._watch.cancel()
+        self._watch = self.call_later(max(self._last - self.loop.now, 0.0), self.kill)
+        self.bite_within(seconds, why)
 
     async def _compute(self, work, *args):
         rng = self.world.rng

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from smlt.messages import ResourcePlan
 from tests.simulation.network import Latency
 from tests.simulation.world import Plan, World, play
 
@@ -64,6 +65,34 @@ def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_jo
     result = world.run()
     assert (result.status, result.violations) == ("completed", [])
     assert any("no memory left" in line for line in result.trace)
+
+
+@pytest.mark.parametrize("why", ["stop for a plan", "killed rank", "all killed"])
+def test_object_store_that_is_out_for_a_minute_is_waited_for(why):
+    # The fault that is planned comes when all is over: it says that this world is no peaceful one.
+    world = World(quiet(workers=3, epochs=6, faults=((390.0, "evict", 0),)))
+
+    def begin():
+        world.objects_down_until = world.loop.now + 60
+        if why == "killed rank":
+            world.cloud.running[0].kill()
+        elif why == "all killed":
+            for environment in list(world.cloud.running):
+                environment.kill()
+        else:
+            plan = ResourcePlan(workers=2, memory_mb=128)
+            world.client.spawn(world.scheduler.request_plan(plan))
+
+    world.outside(0.5, begin)
+    result = world.run()
+    assert (result.status, result.violations, result.generations) == ("completed", [], 2)
+    began = [line for line in result.trace if "draws generation 2" in line]
+    # Survivors hold their state in memory for as long as it takes, and lose no step of it.
+    assert float(began[0].split()[0]) > 60
+    assert any("client   waits for memory://" in line and "503" in line for line in result.trace)
+    if why != "all killed":
+        # The one that was killed may have been a step ahead.
+        assert world.drawn[2]["step"] >= world.reached[1] - (why == "killed rank") > 0
 
 
 @pytest.mark.slow

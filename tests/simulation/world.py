@@ -20,6 +20,7 @@ from smlt.control.task_scheduler import TaskScheduler
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory import _CONTENTS, MemoryObjectStore
+from smlt.io.patient_objects import PatientObjects
 from smlt.io.weights import read_weights
 from smlt.messages import ClientHold, JobSpec, Limits, Position, ResourcePlan
 from tests.simulation import walk
@@ -79,6 +80,7 @@ class Plan:
             load_s=15.0,
             step_s=6.0,
             save_s=8.0,
+            objects_s=90.0,
             client_lease_s=2.0,
             orphan_s=2.0,
             store_s=3.0,
@@ -117,6 +119,11 @@ class Plan:
     def is_peaceful(self) -> bool:
         """Whether nothing happens that could end a generation before its time."""
         return not (self.faults or self.late or self.undelivered)
+
+    @property
+    def spares_the_ranks(self) -> bool:
+        """Whether every rank lives until it has saved, however long the object store is out."""
+        return self.harms <= {"objects", "stop"} and self.limits.function_s > REST_S
 
     @property
     def harms(self) -> set[str]:
@@ -175,6 +182,7 @@ class World:
         self.drawn = {}
         self.leavings = {}
         self.saved = {}
+        self.reached = {}
         self.objects_failed = False
 
     # What the world does to the job
@@ -223,7 +231,7 @@ class World:
             self.outside(rng.choice([0.5, 4.0]), self._make_room)
         elif kind == "objects":
             self.objects_failed = True
-            self.objects_down_until = self.loop.now + rng.choice([0.5, 3.0, 5.0])
+            self.objects_down_until = self.loop.now + rng.choice([0.5, 3.0, 5.0, 20.0, 60.0])
         elif kind == "stop" and self.scheduler is not None:
             self.client.spawn(self._stop())
         elif kind == "client_dies":
@@ -248,6 +256,7 @@ class World:
 
     def state_seen(self, env, what: str, steps: int, bits: bytes) -> None:
         self.trace(env.name, f"rank {env.rank} of generation {env.generation} {what} step {steps}")
+        self.reached[env.generation] = max(steps, self.reached.get(env.generation, 0))
         if steps >= len(self.expected) or bits != self.expected[steps]:
             self.violated(f"{env.name} has other weights at step {steps} than an undisturbed run")
 
@@ -295,8 +304,10 @@ class World:
             self.saved.setdefault(env.generation, {})[env.name] = env.steps
 
     def _check_loss(self, generation: int, parent) -> None:
-        """Where a rank has left in peace, its state is not lost."""
+        """Where a rank has left in peace, or no rank has died, its state is not lost."""
         held = max(self.saved.get(generation, {}).values(), default=0)
+        if self.plan.spares_the_ranks:
+            held = max(held, self.reached.get(generation, 0))
         at = parent["step"] if parent else 0
         if at < held:
             self.violated(f"generation {generation} was left at step {held}, and goes on from {at}")
@@ -376,12 +387,20 @@ class World:
             self.client = Process(self.loop, "heir")
             found = self._taken_over()
 
+    def patient(self):
+        """The object store as a client uses it."""
+        return PatientObjects(
+            self.objects,
+            limit_s=self.plan.limits.objects_s,
+            on_wait=lambda what: what and self.trace("client", f"waits for {what}"),
+        )
+
     async def _created(self):
         plan = ResourcePlan(workers=self.plan.workers, memory_mb=128)
-        return await Job.create(self.objects, JOB, self.spec, plan, _hold("client"))
+        return await Job.create(self.patient(), JOB, self.spec, plan, _hold("client"))
 
     async def _taken_over(self):
-        job = await Job.load(self.objects, JOB)
+        job = await Job.load(self.patient(), JOB)
         if job.state.status == "running":
             await job.take_over(_hold("heir"), clock=self.loop.time)
             self.trace("heir", "takes over")
@@ -397,7 +416,7 @@ class World:
         async with self.open_store("", time_limit_s=limits.store_s) as store:
             self.scheduler = TaskScheduler(
                 job,
-                objects=self.objects,
+                objects=self.patient(),
                 store=store,
                 cloud=self.cloud,
                 functions=Functions(function),

@@ -41,6 +41,16 @@ def test_deadline_cannot_be_moved_away():
     assert done.returncode == 70
 
 
+def test_deadline_that_was_moved_closer_can_be_given_back_but_not_beyond_the_functions_own():
+    bites = "watchdog.bite_within(0.2, 'too soon'); watchdog.allow({}, 'the limit for saving')"
+    done, _ = run(600, 0.6, bites.format(300))
+    assert done.stdout == "ended by itself\n"
+    done, _ = run(600, 25, bites.format(0.3))
+    assert "the limit for saving has passed" in done.stderr
+    done, _ = run(2.3, 25, bites.format(300))
+    assert "the function's time limit has passed" in done.stderr
+
+
 def test_work_that_ends_in_time_is_left_alone():
     done, _ = run(deadline=60, work=0.1)
     assert done.returncode == 0
