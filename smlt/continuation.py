@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from smlt.aws.release import Release
 from smlt.config.resume import ResumeConfig
 from smlt.control.job import Job, this_client
 from smlt.control.progress import Summary
@@ -22,8 +24,8 @@ from smlt.io.keys import JobObjects, package_key
 from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
 from smlt.lead import Lead, check_server, disk_errors
-from smlt.messages import JobState, Limits
-from smlt.place import LINGER_S, left_place
+from smlt.messages import JobSpec, JobState, Limits
+from smlt.place import LINGER_S, Place, aws_place, left_place
 
 # Limits so long are a debugger's; functions do not have them.
 _DEBUGGER_S = 1e8
@@ -79,9 +81,17 @@ class Continuation(Lead):
         if state.stop_requested and await self._cloud_is_gone(folder):
             return await self._end(job, objects, folder)
         package, _ = await objects.get(package_key(state.spec.code))
-        orphan_s = state.spec.limits.orphan_s
-        async with left_place(self._run_dir, folder, self._parameters, orphan_s) as place:
-            return await self._lead(job, objects, package, place, folder)
+        async with self._place(folder, state.spec, package) as place:
+            return await self._lead(job, objects, place, folder)
+
+    def _place(
+        self, folder: RunFolder, spec: JobSpec, package: bytes
+    ) -> AbstractAsyncContextManager[Place]:
+        """Return to the cloud that the job has run in."""
+        if folder.release is None:
+            return left_place(self._run_dir, folder, spec, package, self._parameters)
+        release = Release.from_dict(folder.release)
+        return aws_place(release, spec, self._parameters or release.parameters)
 
     async def _job(self, objects: ObjectStore) -> Job:
         job_id = self.progress.job_id
@@ -132,6 +142,8 @@ class Continuation(Lead):
             progress.cost_usd = float(before["cost_usd"])
 
     async def _cloud_is_gone(self, folder: RunFolder) -> bool:
+        if folder.release is not None:
+            return False
         return await RunningCloud.find(folder.cloud, hold_s=LINGER_S) is None
 
     async def _end(self, job: Job, objects: ObjectStore, folder: RunFolder) -> Summary:

@@ -52,10 +52,6 @@ class InlineCloud:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._scratch.cleanup()
 
-    async def create_function(self, name: str, package: bytes, **_: Any) -> str:
-        """Accept any function: the user's code is imported from where it lies."""
-        return "1"
-
     async def invoke(self, name: str, qualifier: str, payload: Mapping[str, Any]) -> str:
         """Start the invocation, and return its request id."""
         request_id = str(uuid.uuid4())

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smlt.control import artifact_manager
 from smlt.control.cost_model import StepCost
 from smlt.control.event_log import EventLog
-from smlt.control.functions import Function, Functions
+from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
-from smlt.control.job_settings import function_environment
 from smlt.control.prices import read_prices
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
@@ -30,12 +29,14 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.patient_objects import PatientObjects
 from smlt.io.stores import open_object_store, open_parameter_store
-from smlt.messages import Failure, JobSpec, Limits
+from smlt.messages import Failure, Limits
 from smlt.place import Place
 
 # A server that answers at all answers within this.
 REACH_S = 3.0
 _CUT_S = 10.0
+# Ours and the cloud's.
+CLOCKS_DIFFER_S = 300.0
 
 
 class Lead:
@@ -73,15 +74,20 @@ class Lead:
             self._running.cancel()
 
     async def _lead(
-        self, job: Job, objects: ObjectStore, package: bytes, place: Place, folder: RunFolder
+        self, job: Job, objects: ObjectStore, place: Place, folder: RunFolder
     ) -> Summary:
         """Take the job, of which this client holds the lease, to its end."""
         progress, spec = self.progress, job.state.spec
         progress.notices.extend(place.notices)
         feed = ProgressFeed(progress, EventLog(folder.events))
         earlier = progress.billed_gb_s, progress.cost_usd
-        invocations = Invocations(folder.logs, prices=read_prices(self._prices), earlier=earlier)
-        functions = Functions(self._maker(place, package, spec))
+        invocations = Invocations(
+            folder.logs,
+            prices=read_prices(self._prices),
+            earlier=earlier,
+            since_ms=int((time.time() - CLOCKS_DIFFER_S) * 1000),
+        )
+        functions = Functions(place.make)
         await functions.of(job.state.plan.memory_mb)
         store = open_parameter_store(place.parameters, time_limit_s=spec.limits.store_s)
         async with store, folder.status_of(progress):
@@ -143,25 +149,6 @@ class Lead:
             async with asyncio.timeout(_CUT_S):
                 await job.end("stopped", AT_ONCE, state.parent)
                 folder.write_summary(await summarise(self.progress, stopped, objects, folder))
-
-    @staticmethod
-    def _maker(place: Place, package: bytes, spec: JobSpec) -> Callable[[int], Awaitable[Function]]:
-        """Return what makes the function of a size of memory."""
-
-        async def make(memory_mb: int) -> Function:
-            name = f"smlt-{spec.code[:12]}-{memory_mb}"
-            version = await place.cloud.create_function(
-                name,
-                package,
-                handler=artifact_manager.HANDLER,
-                memory_mb=memory_mb,
-                timeout_s=int(spec.limits.function_s),
-                environment=function_environment(memory_mb, spec.threads),
-                runtime=artifact_manager.python_runtime(),
-            )
-            return Function(name=name, version=version, memory_mb=memory_mb)
-
-        return make
 
 
 async def _sweep(store: ParameterStore, job_id: str) -> None:

@@ -7,12 +7,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from smlt.control.lambda_client import Endpoint, LambdaService, lambda_client
+from smlt.aws.api import open_api
+from smlt.aws.deployment import Deployment
+from smlt.aws.release import Release
+from smlt.control.artifact_manager import HANDLER, python_runtime
+from smlt.control.functions import Function
+from smlt.control.job_settings import function_environment
+from smlt.control.lambda_client import Endpoint, LambdaClient, LambdaService, lambda_client
 from smlt.control.run_folder import RunFolder
 from smlt.embedded.cloud import EmbeddedCloud
 from smlt.embedded.running_cloud import RunningCloud
 from smlt.errors import UserError
 from smlt.inline import InlineCloud
+from smlt.messages import JobSpec
 
 # Longer than it takes the workers to notice that the client is gone, and to save.
 LINGER_S = 20.0
@@ -25,6 +32,8 @@ class Place:
 
     cloud: LambdaService
     parameters: str
+    make: Callable[[int], Awaitable[Function]]
+    """Makes the function of a size of memory, in MB."""
     notices: Sequence[str] = ()
     ended: Callable[[], Awaitable[str]] | None = None
     """Waits for the service's own untimely end, and says how it came."""
@@ -35,39 +44,45 @@ async def inline_place(
     code_root: Path, job_id: str, parameters: str | None
 ) -> AsyncIterator[Place]:
     """Open a cloud of one rank in this very process."""
+
+    async def make(memory_mb: int) -> Function:
+        return Function(name="inline", version="1", memory_mb=memory_mb)
+
     async with InlineCloud(code_root) as cloud:
-        yield Place(cloud, parameters or f"memory://{job_id}")
+        yield Place(cloud, parameters or f"memory://{job_id}", make)
 
 
 @asynccontextmanager
 async def embedded_place(
     run_dir: Path,
     folder: RunFolder,
+    spec: JobSpec,
+    package: bytes,
     parameters: str | None,
-    orphan_s: float,
     chaos: int | None = None,
 ) -> AsyncIterator[Place]:
     """Start a cloud on this machine, which outlives its client as long as workers wait for one."""
     embedded = EmbeddedCloud(
         folder.cloud,
         parameter_store=parameters is None,
-        linger_s=max(LINGER_S, orphan_s + _SAVING_S),
+        linger_s=max(LINGER_S, spec.limits.orphan_s + _SAVING_S),
         visible=[run_dir],
         chaos=chaos,
     )
     async with embedded, lambda_client(_endpoint(embedded.endpoint)) as cloud:
         url = parameters or str(embedded.parameters)
-        yield Place(cloud, url, embedded.notices, embedded.ended)
+        make = _maker(cloud, spec, package)
+        yield Place(cloud, url, make, embedded.notices, embedded.ended)
 
 
 @asynccontextmanager
 async def left_place(
-    run_dir: Path, folder: RunFolder, parameters: str | None, orphan_s: float
+    run_dir: Path, folder: RunFolder, spec: JobSpec, package: bytes, parameters: str | None
 ) -> AsyncIterator[Place]:
     """Go on with the cloud that an earlier client has left, or start one where none is left."""
     left = await RunningCloud.find(folder.cloud, hold_s=LINGER_S)
     if left is None:
-        async with embedded_place(run_dir, folder, parameters, orphan_s) as place:
+        async with embedded_place(run_dir, folder, spec, package, parameters) as place:
             yield place
         return
     async with left, lambda_client(_endpoint(left.endpoint)) as cloud:
@@ -77,8 +92,40 @@ async def left_place(
                 "The job's parameter store is a server that was given with --parameters: "
                 "give its URL again."
             )
-        yield Place(cloud, url, (), left.ended)
+        yield Place(cloud, url, _maker(cloud, spec, package), (), left.ended)
+
+
+@asynccontextmanager
+async def aws_place(release: Release, spec: JobSpec, parameters: str) -> AsyncIterator[Place]:
+    """Open AWS: the functions of a release are made, or found, in the user's account."""
+    async with open_api(release.region) as api:
+        deployment = await Deployment.open(api, release)
+
+        async def make(memory_mb: int) -> Function:
+            return await deployment.function(memory_mb, spec.threads)
+
+        async with lambda_client(Endpoint(region=deployment.release.region)) as cloud:
+            yield Place(cloud, parameters, make)
 
 
 def _endpoint(url: str) -> Endpoint:
-    return Endpoint(url=url, access_key="local", secret_key="local")
+    return Endpoint(url=url, region="us-east-1", access_key="local", secret_key="local")
+
+
+def _maker(
+    cloud: LambdaClient, spec: JobSpec, package: bytes
+) -> Callable[[int], Awaitable[Function]]:
+    async def make(memory_mb: int) -> Function:
+        name = f"smlt-{spec.code[:12]}-{memory_mb}"
+        version = await cloud.create_function(
+            name,
+            package,
+            handler=HANDLER,
+            memory_mb=memory_mb,
+            timeout_s=int(spec.limits.function_s),
+            environment=function_environment(memory_mb, spec.threads),
+            runtime=python_runtime(),
+        )
+        return Function(name=name, version=version, memory_mb=memory_mb)
+
+    return make

@@ -6,9 +6,11 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
+from smlt.aws.shipment import Shipment, prepare
 from smlt.config import TrainConfig
+from smlt.config.aws import AwsConfig
 from smlt.control import artifact_manager
-from smlt.control.artifact_manager import Target
+from smlt.control.artifact_manager import CodePackage, Target
 from smlt.control.job import Job, new_job_id, this_client
 from smlt.control.job_settings import first_plan, training_settings
 from smlt.control.prices import read_prices
@@ -17,7 +19,7 @@ from smlt.control.run_folder import RunFolder
 from smlt.io.stores import open_object_store
 from smlt.lead import Lead, check_objects, check_server, disk_errors
 from smlt.messages import JobSpec
-from smlt.place import Place, embedded_place, inline_place
+from smlt.place import Place, aws_place, embedded_place, inline_place
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
 
@@ -25,9 +27,13 @@ from smlt.worker.task_params import parse_params
 class Session(Lead):
     """One training job, from its settings to its summary."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, aws: AwsConfig | None = None) -> None:
+        """Take a job's settings, and those about AWS; by default they are looked for as usual."""
         super().__init__(config.prices)
         self._config = config
+        if aws is None and config.platform == "aws":
+            aws = AwsConfig.load({})
+        self._aws = aws if config.platform == "aws" else None
 
     async def train(self) -> Summary:
         """Run the job to its end.
@@ -45,7 +51,7 @@ class Session(Lead):
         read_prices(config.prices)
         run_dir = config.run_dir.resolve()
         skip = [run_dir] if data is None else [run_dir, data]
-        package, code = artifact_manager.pack_code(target, skip)
+        package = await asyncio.to_thread(self._pack, target, data, skip)
         progress.job_id = new_job_id(target.reference.rpartition(":")[2])
         progress.epochs = config.epochs
         self._running = asyncio.current_task()
@@ -59,28 +65,40 @@ class Session(Lead):
             folder = RunFolder.create(run_dir, progress.job_id, objects_url)
             objects = await stack.enter_async_context(open_object_store(objects_url))
             objects = self._patient(objects)
-            await artifact_manager.upload_code(objects, package, code)
+            await package.upload(objects)
             spec = JobSpec(
                 target=target.reference,
                 params=params,
-                code=code,
+                code=package.code,
                 data=None if data is None else await artifact_manager.upload_data(objects, data),
                 init_from=await artifact_manager.upload_weights(objects, config.init_from),
                 **training_settings(config),
             )
-            async with self._place(run_dir, folder, target) as place:
+            async with self._place(run_dir, folder, target, spec, package) as place:
                 job = await Job.create(
                     objects, progress.job_id, spec, first_plan(config), this_client()
                 )
-                return await self._lead(job, objects, package, place, folder)
+                return await self._lead(job, objects, place, folder)
+
+    def _pack(self, target: Target, data: Path | None, skip: list[Path]) -> CodePackage | Shipment:
+        if self._aws is None:
+            return artifact_manager.pack_code(target, skip)
+        return prepare(target, data, skip, self._config, self._aws)
 
     def _place(
-        self, run_dir: Path, folder: RunFolder, target: Target
+        self,
+        run_dir: Path,
+        folder: RunFolder,
+        target: Target,
+        spec: JobSpec,
+        package: CodePackage | Shipment,
     ) -> AbstractAsyncContextManager[Place]:
         """Choose the cloud that the settings ask for."""
-        config = self._config
-        if config.inline:
-            return inline_place(target.root, self.progress.job_id, config.parameter_store)
-        return embedded_place(
-            run_dir, folder, config.parameter_store, config.orphan_timeout, config.chaos
-        )
+        parameters = self._config.parameter_store
+        if isinstance(package, Shipment):
+            folder.write_release(package.release.to_dict())
+            return aws_place(package.release, spec, package.release.parameters)
+        if self._config.inline:
+            return inline_place(target.root, self.progress.job_id, parameters)
+        chaos = self._config.chaos
+        return embedded_place(run_dir, folder, spec, package.data, parameters, chaos)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import smlt
-from smlt.cli import jobs, lifecycle, plan
+from smlt.cli import aws, jobs, lifecycle, plan
 from smlt.cli.crash import keep_traceback
 from smlt.cli.summary import to_json
 from smlt.cli.train import OpenSession, train
@@ -174,6 +174,12 @@ def _train(
     run_dir: Annotated[
         Given, typer.Option(metavar="DIR", help="Where jobs are kept [.smlt].")
     ] = None,
+    platform: Annotated[
+        Given, typer.Option(metavar="local|aws", help="Where functions run [local].")
+    ] = None,
+    yes: Annotated[
+        Switch, typer.Option("--yes/--no-yes", help="Start on AWS without --budget, unasked.")
+    ] = None,
     chaos: Annotated[
         Given,
         typer.Option(metavar="SEED", help="Have the embedded Lambda misbehave, to try the job."),
@@ -200,6 +206,8 @@ def _train(
     Options may also stand in the [train] table of smlt.toml, or in variables like SMLT_WORKERS.
     """
     config = TrainConfig.load(context.params)
+    if config.platform == "aws":
+        config = aws.confirmed(config)
     return train(config, context.obj or smlt.Session)
 
 
@@ -244,7 +252,7 @@ def _logs(
     return 0
 
 
-for command in lifecycle.COMMANDS:
+for command in (*lifecycle.COMMANDS, *aws.COMMANDS):
     app.command()(command)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from smlt.errors import ConfigError
 
 CONFIG_FILE = "smlt.toml"
+TABLES = ("train", "aws")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])\s*")
@@ -42,19 +43,21 @@ def from_arguments(arguments: Mapping[str, Any]) -> Layer:
     }
 
 
-def from_environment(environment: Mapping[str, str], names: Sequence[str]) -> Layer:
+def from_environment(
+    environment: Mapping[str, str], names: Sequence[str], prefix: str = "SMLT_"
+) -> Layer:
     """What variables such as ``SMLT_WORKERS`` hold; ``SMLT_PARAMS`` is split as a shell would."""
     layer: Layer = {}
     for name in names:
-        variable = f"SMLT_{name.upper()}"
+        variable = f"{prefix}{name.upper()}"
         value: Any = environment.get(variable, "")
         if value:
             layer[name] = (shlex.split(value) if name == "params" else value, variable)
     return layer
 
 
-def from_file(file: Path, names: Sequence[str]) -> Layer:
-    """What the ``[train]`` table of a TOML file holds; nothing where there is no file.
+def from_file(file: Path, names: Sequence[str], table: str = "train") -> Layer:
+    """What one table of a TOML file holds; nothing where there is no file.
 
     Raises:
         ConfigError: the file cannot be read, is no TOML, or has a table or key that is unknown.
@@ -68,14 +71,14 @@ def from_file(file: Path, names: Sequence[str]) -> Layer:
         raise ConfigError(f"{file} is not valid TOML: {exc}.") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{file} cannot be read: {exc}.") from exc
-    for name, table in tables.items():
-        if name != "train" or not isinstance(table, dict):
+    for name, value in tables.items():
+        if name not in TABLES or not isinstance(value, dict):
             raise ConfigError(
                 f"{file} line {_line(text, name)}: {name!r} is out of place; "
-                "all options stand in one table, [train]."
+                "all options stand in one table, [train], and those about AWS in [aws]."
             )
     layer: Layer = {}
-    for key, value in tables.get("train", {}).items():
+    for key, value in tables.get(table, {}).items():
         name = key.replace("-", "_")
         source = f"{file} line {_line(text, key)} ({key})"
         if name not in names:
@@ -112,7 +115,7 @@ def merged(lower: Sequence[str], upper: Sequence[str]) -> tuple[str, ...]:
 
 def _line(text: str, key: str) -> int:
     """The line on which a key or a table of that name begins; tomllib does not tell."""
-    pattern = re.compile(rf"""\s*\[?\s*(train\s*\.\s*)?["']?{re.escape(key)}["']?\s*[].=]""")
+    pattern = re.compile(rf"""\s*\[?\s*((train|aws)\s*\.\s*)?["']?{re.escape(key)}["']?\s*[].=]""")
     lines = enumerate(text.splitlines(), 1)
     return next((number for number, line in lines if pattern.match(line)), 1)
 

@@ -46,6 +46,8 @@ _COUNTS = (
     "virtual_workers",
     "keep_checkpoints",
 )
+_PLATFORMS = ("local", "aws")
+_PASSWORD = re.compile(r"[^?]*//[^@/]*:[^@/]+@|.*[?&]password=")
 _DETERMINISMS = ("exact", "fast")
 _WIRE_DTYPES = ("fp32", "bf16", "fp16")
 _MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
@@ -111,6 +113,10 @@ class TrainConfig:
     """The most that an adapting job may use; None means as many as ``streams``."""
     orphan_timeout: Duration = _ORPHAN_TIMEOUT
     """Seconds for which workers go on without a client; then they save and leave."""
+    platform: str = "local"
+    """``local``: functions run on this machine; ``aws``: in an AWS account."""
+    yes: bool = False
+    """Start on AWS without a budget and without being asked."""
     chaos: int | None = None
     """Seed of a Lambda service that misbehaves, for trying a job against it."""
     prices: Path | None = None
@@ -131,6 +137,7 @@ class TrainConfig:
         self._check_split()
         self._check_goals()
         self._check_task()
+        self._check_platform()
         if self.epochs is None and self.steps is None and self.until is None:
             object.__setattr__(self, "epochs", 1)
 
@@ -187,10 +194,7 @@ class TrainConfig:
         return self._with_endpoint(self.parameters)
 
     def _with_endpoint(self, url: str | None) -> str | None:
-        endpoint = self.s3_endpoint or s3_endpoint()
-        if url is None or endpoint is None or not url.startswith("s3://") or "endpoint=" in url:
-            return url
-        return f"{url}{'&' if '?' in url else '?'}endpoint={quote(endpoint, safe=':/')}"
+        return _with_endpoint(url, self.s3_endpoint)
 
     @property
     def streams(self) -> int:
@@ -314,6 +318,30 @@ class TrainConfig:
         if self.prices is not None and not self.prices.is_file():
             raise self._refuse("prices", "there is no such file.")
 
+    def _check_platform(self) -> None:
+        if self.platform not in _PLATFORMS:
+            raise self._refuse("platform", "write local or aws.")
+        if self.platform == "local":
+            return
+        for name in ("inline", "chaos"):
+            if getattr(self, name) not in (None, False):
+                raise self._refuse(name, "that is for functions on this machine.")
+        if self.objects is None or not self.objects.startswith("s3://"):
+            raise ConfigError(
+                "AWS's functions cannot see this machine's disk: give --objects s3://bucket/prefix."
+            )
+        if self.parameters is None or self.parameters.startswith("unix:"):
+            raise ConfigError(
+                "AWS's functions cannot see this machine: give --parameters, s3://bucket/prefix or "
+                "the rediss:// URL of a Valkey in their network."
+            )
+        if _PASSWORD.match(self.parameters):
+            # It may hold a password, so it is not repeated.
+            raise ConfigError(
+                f"{self.where('parameters')} holds a password, which would stand in every payload: "
+                "keep it in Secrets Manager, and write ?password_from=secretsmanager:NAME instead."
+            )
+
     def _check_task(self) -> None:
         if not _TARGET.fullmatch(self.target):
             raise self._refuse("target", "write file.py:Class or module:Class.")
@@ -365,7 +393,35 @@ def find_run_dir(
     """
     if argument is not None:
         return argument
+    value, source = _setting("run_dir", environment, folder) or (DEFAULT_RUN_DIR, "")
+    return Path(typed(value, Path, source))
+
+
+def find_objects(argument: str | None) -> str | None:
+    """Return the object store's URL by the precedence of ``TrainConfig.load``, if one is named.
+
+    Raises:
+        ConfigError: it is no URL of a bucket, or ``smlt.toml`` cannot be used.
+    """
+    value, source = (argument, "--objects") if argument else _setting("objects") or (None, "")
+    if value is None:
+        return None
+    if not str(value).startswith("s3://"):
+        raise ConfigError(f"{source} is {shown(value)}: write s3://bucket/prefix.")
+    endpoint, _ = _setting("s3_endpoint") or (None, "")
+    return _with_endpoint(str(value), endpoint)
+
+
+def _setting(
+    name: str, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> tuple[Any, str] | None:
     layer = from_file((folder or Path()) / CONFIG_FILE, _NAMES)
     layer |= from_environment(os.environ if environment is None else environment, _NAMES)
-    value, source = layer.get("run_dir", (DEFAULT_RUN_DIR, ""))
-    return Path(typed(value, Path, source))
+    return layer.get(name)
+
+
+def _with_endpoint(url: str | None, given: str | None) -> str | None:
+    endpoint = given or s3_endpoint()
+    if url is None or endpoint is None or not url.startswith("s3://") or "endpoint=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}endpoint={quote(endpoint, safe=':/')}"

@@ -44,6 +44,19 @@ class Target:
     """The one module or package under the root to pack; everything where it is None."""
 
 
+@dataclass(frozen=True, slots=True)
+class CodePackage:
+    """A deployment package: a zip, and its SHA-256."""
+
+    data: bytes
+    code: str
+
+    async def upload(self, objects: ObjectStore) -> None:
+        """Store it under its hash; one that is there already is not sent again."""
+        if await objects.head(package_key(self.code)) is None:
+            await objects.put(package_key(self.code), self.data)
+
+
 def locate(target: str, working_directory: Path) -> Target:
     """Find the code behind ``file.py:Class`` or ``module:Class``.
 
@@ -74,18 +87,15 @@ def locate(target: str, working_directory: Path) -> Target:
     return Target(root, target, root / Path(*place.split(".")).parent, only=top)
 
 
-def pack_code(target: Target, skip: Iterable[Path]) -> tuple[bytes, str]:
+def pack_code(target: Target, skip: Iterable[Path]) -> CodePackage:
     """Build the deployment package: the user's code and the worker's part of smlt.
 
     ``skip`` names folders that are not code: the data and the run directory.
 
-    Returns:
-        The zip's bytes and their SHA-256.
-
     Raises:
         ConfigError: it is larger than Lambda takes; names the largest files.
     """
-    files = {**_smlt_files(), **_user_files(target, {path.resolve() for path in skip})}
+    files = {**smlt_files(), **user_files(target, skip)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as package:
         for name in sorted(files):
@@ -96,13 +106,7 @@ def pack_code(target: Target, skip: Iterable[Path]) -> tuple[bytes, str]:
             if buffer.tell() > ZIP_LIMIT:
                 raise ConfigError(_too_large(target, files))
     data = buffer.getvalue()
-    return data, hashlib.sha256(data).hexdigest()
-
-
-async def upload_code(objects: ObjectStore, package: bytes, code: str) -> None:
-    """Store a package under its hash; one that is there already is not sent again."""
-    if await objects.head(package_key(code)) is None:
-        await objects.put(package_key(code), package)
+    return CodePackage(data, hashlib.sha256(data).hexdigest())
 
 
 async def upload_data(objects: ObjectStore, source: Path) -> str:
@@ -170,7 +174,8 @@ async def upload_weights(objects: ObjectStore, path: Path | None) -> str | None:
     return key
 
 
-def _smlt_files() -> dict[str, Path]:
+def smlt_files() -> dict[str, Path]:
+    """Return what a function needs of smlt, by its name in the package."""
     home = Path(smlt.__file__).parent
     files = {f"smlt/{path.name}": path for path in home.glob("*.py") if path.name != "session.py"}
     for part in _WORKER_PARTS:
@@ -180,13 +185,14 @@ def _smlt_files() -> dict[str, Path]:
     return files
 
 
-def _user_files(target: Target, skip: set[Path]) -> dict[str, Path]:
-    root = target.root
+def user_files(target: Target, skip: Iterable[Path]) -> dict[str, Path]:
+    """Return the user's code by its name in the package; ``skip`` are folders that are none."""
+    root, no_code = target.root, {path.resolve() for path in skip}
     if target.only is None:
         # The task's own file was named by the user, so no pattern leaves it out.
-        paths = [root / target.reference.rpartition(":")[0], *code_files(root, root, skip)]
+        paths = [root / target.reference.rpartition(":")[0], *code_files(root, root, no_code)]
     elif (root / target.only).is_dir():
-        paths = [*code_files(root, root / target.only, skip)]
+        paths = [*code_files(root, root / target.only, no_code)]
     else:
         paths = [root / f"{target.only}.py"]
     return {path.relative_to(root).as_posix(): path for path in paths}

@@ -26,6 +26,8 @@ _REPORT = re.compile(
 _STATUS = re.compile(r"Status: (\S+)")
 _ERROR_TYPE = re.compile(r"Error Type: (\S+)")
 _RUNTIME_ERROR = re.compile(r"RequestId: \S+ Error: (.+)")
+# What Lambda's Python writes when a handler raises; a logger's own lines have tabs there.
+_RAISED = re.compile(r"\[ERROR\] (\w[\w.]*): (.+)")
 _LARGEST_MB = 10240
 _SUMMARY = re.compile(r"(START|END|REPORT) RequestId: ")
 
@@ -66,7 +68,7 @@ class Invocation:
                 advice = "Lambda has no larger functions, so try more workers or a smaller batch"
             return f"rank {self.rank} ran out of its {self.memory_mb} MB of memory: {advice}"
         words = self.reason or self.error_type
-        if self.last_line:
+        if self.last_line and not words.startswith(self.error_type):
             words += f" (its last line: {self.last_line})"
         return f"rank {self.rank} ended before its time: {words}"
 
@@ -80,8 +82,17 @@ class Invocations:
         clock: Callable[[], float] = time.monotonic,
         prices: Prices | None = None,
         earlier: tuple[float, float] = (0.0, 0.0),
+        since_ms: int = 0,
     ) -> None:
-        """Count on from what an earlier client of the job was billed: GB-seconds and dollars."""
+        """Follow a log from a moment on.
+
+        Args:
+            log_folder: gets a file for each rank.
+            clock: seconds.
+            prices: by default the table that comes with the package.
+            earlier: what an earlier client of the job was billed: GB-seconds and dollars.
+            since_ms: Unix time; what is older in the log is of other jobs.
+        """
         self._earlier = earlier
         self._folder = log_folder
         self._prices = prices or read_prices()
@@ -89,7 +100,7 @@ class Invocations:
         self._by_id: dict[str, Invocation] = {}
         self._current: dict[str, str] = {}
         self._seen: set[tuple[str, int, str, int]] = set()
-        self._latest_ms = 0
+        self._latest_ms = since_ms
 
     def sent(self, request_id: str, generation: int, rank: int, memory_mb: int) -> None:
         """Note an event that Lambda has accepted."""
@@ -151,9 +162,11 @@ class Invocations:
 
 
 def _note_line(invocation: Invocation, line: str) -> None:
-    runtime = _RUNTIME_ERROR.search(line)
+    runtime, raised = _RUNTIME_ERROR.search(line), _RAISED.match(line)
     if runtime is not None:
         invocation.reason = runtime[1]
+    elif raised is not None:
+        invocation.error_type, invocation.reason = raised[1], f"{raised[1]}: {raised[2]}"
     elif line:
         invocation.last_line = line
 

@@ -67,15 +67,19 @@ def threads_of(memory_mb: int) -> int:
     return max(1, memory_mb // _MB_PER_VCPU)
 
 
-def function_environment(memory_mb: int, threads: int | None = None) -> dict[str, str]:
+def function_environment(
+    memory_mb: int, threads: int | None = None, architecture: str | None = None
+) -> dict[str, str]:
     """Pin, before any library is imported, what changes the bits of a gradient.
 
     Lambda's fleet is mixed: instructions that every x86-64 host of it has are those that all use.
-    ``threads`` are the job's own, whatever the size, where bits must not depend on it.
+    ``threads`` are the job's own, whatever the size, where bits must not depend on it; the
+    ``architecture`` is by default this machine's.
     """
     count = str(threads or threads_of(memory_mb))
     pins = dict.fromkeys(_THREADS, count)
-    return pins | _INSTRUCTIONS if os.uname().machine in ("x86_64", "AMD64") else pins
+    is_x86 = (architecture or os.uname().machine) in ("x86_64", "AMD64")
+    return pins | _INSTRUCTIONS if is_x86 else pins
 
 
 def _most_workers(config: TrainConfig, cores: int | None) -> int:

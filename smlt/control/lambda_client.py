@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 
 import aioboto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
+from smlt.control.aws_errors import translated
 from smlt.errors import CloudError
 
 TMP_MB = 512
@@ -28,7 +29,7 @@ class Endpoint:
     """Where the service is. AWS's own addresses and credentials are the defaults."""
 
     url: str | None = None
-    region: str = "us-east-1"
+    region: str | None = None
     access_key: str | None = None
     secret_key: str | None = None
 
@@ -43,21 +44,7 @@ class LogEvent:
 
 
 class LambdaService(Protocol):
-    """What a job needs of a Lambda service."""
-
-    async def create_function(
-        self,
-        name: str,
-        package: bytes,
-        *,
-        handler: str,
-        memory_mb: int,
-        timeout_s: int,
-        environment: Mapping[str, str],
-        runtime: str,
-    ) -> str:
-        """Create a function and publish a version of it; return the version's qualifier."""
-        ...
+    """What a job needs of a Lambda service, once its functions are there."""
 
     async def invoke(self, name: str, qualifier: str, payload: Mapping[str, Any]) -> str:
         """Send an event, once; return its request id."""
@@ -87,7 +74,7 @@ class LambdaClient:
         runtime: str,
     ) -> str:
         """Create a function and publish a version of it; return the version's qualifier."""
-        with _translated(f"creating the function {name}"):
+        with translated(f"creating the function {name}"):
             with contextlib.suppress(self._functions.exceptions.ResourceConflictException):
                 # An earlier client of the job has made it: the name tells its code and its size.
                 await self._functions.create_function(
@@ -119,7 +106,7 @@ class LambdaClient:
         body = json.dumps(payload).encode()
         if len(body) > _EVENT_LIMIT:
             raise CloudError(f"an event of {len(body)} bytes exceeds Lambda's limit of 1 MB")
-        with _translated(f"invoking {name}"):
+        with translated(f"invoking {name}"):
             answer = await self._functions.invoke(
                 FunctionName=name, Qualifier=qualifier, InvocationType="Event", Payload=body
             )
@@ -127,7 +114,7 @@ class LambdaClient:
 
     async def delete_function(self, name: str) -> None:
         """Delete the function with all its versions; one that is gone is no error."""
-        with _translated(f"deleting the function {name}"):
+        with translated(f"deleting the function {name}"):
             try:
                 await self._functions.delete_function(FunctionName=name)
             except self._functions.exceptions.ResourceNotFoundException:
@@ -137,7 +124,7 @@ class LambdaClient:
         """Return what the function's invocations have written since a moment, in order."""
         events: list[LogEvent] = []
         request = {"logGroupName": f"/aws/lambda/{name}", "startTime": since_ms}
-        with _translated(f"reading the logs of {name}"):
+        with translated(f"reading the logs of {name}"):
             while True:
                 try:
                     page = await self._logs.filter_log_events(**request)
@@ -152,18 +139,20 @@ class LambdaClient:
                 request["nextToken"] = page["nextToken"]
 
     async def _until_ready(self, name: str, qualifier: str = "$LATEST") -> None:
-        async with asyncio.timeout(_READY_S):
-            while True:
-                found = await self._functions.get_function_configuration(
-                    FunctionName=name, Qualifier=qualifier
-                )
-                state, update = found.get("State", "Active"), found.get("LastUpdateStatus")
-                if state == "Failed" or update == "Failed":
-                    reason = found.get("StateReason") or found.get("LastUpdateStatusReason")
-                    raise CloudError(f"the function {name} cannot be made ready: {reason}")
-                if state == "Active" and update in (None, "Successful"):
-                    return
-                await asyncio.sleep(_POLL_S)
+        give_up = time.monotonic() + _READY_S
+        while True:
+            found = await self._functions.get_function_configuration(
+                FunctionName=name, Qualifier=qualifier
+            )
+            state, update = found.get("State", "Active"), found.get("LastUpdateStatus")
+            if state == "Failed" or update == "Failed":
+                reason = found.get("StateReason") or found.get("LastUpdateStatusReason")
+                raise CloudError(f"the function {name} cannot be made ready: {reason}")
+            if state == "Active" and update in (None, "Successful"):
+                return
+            if time.monotonic() > give_up:
+                raise CloudError(f"the function {name} is not ready after {_READY_S:g} s")
+            await asyncio.sleep(_POLL_S)
 
 
 @asynccontextmanager
@@ -173,29 +162,9 @@ async def lambda_client(endpoint: Endpoint) -> AsyncIterator[LambdaClient]:
         aws_access_key_id=endpoint.access_key, aws_secret_access_key=endpoint.secret_key
     )
     options = {"endpoint_url": endpoint.url, "region_name": endpoint.region}
-    once = Config(retries={"total_max_attempts": 1}, max_pool_connections=64)
+    once = Config(retries={"total_max_attempts": 1}, max_pool_connections=64, connect_timeout=5)
     async with (
         session.client("lambda", config=once, **options) as functions,
         session.client("logs", **options) as logs,
     ):
         yield LambdaClient(functions, logs)
-
-
-class _translated:
-    """Turn botocore's errors, and a time-out, into one CloudError that says what was tried."""
-
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, ClientError):
-            details = error.response.get("Error", {})
-            code, message = details.get("Code", "?"), details.get("Message", str(error))
-            raise CloudError(f"{self._doing} failed: {code}: {message}") from error
-        if isinstance(error, ConnectionError | HTTPClientError | BotoCoreError):
-            raise CloudError(f"{self._doing} failed: {error}") from error
-        if isinstance(error, TimeoutError):
-            raise CloudError(f"{self._doing} took more than {_READY_S:g} s") from error

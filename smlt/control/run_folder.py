@@ -18,6 +18,7 @@ from smlt.control.progress import Progress, Summary
 MARKER = ".smlt-run-directory"
 """Lies in every run directory, so that none is ever packed as code or data."""
 _OBJECTS = "objects.url"
+_RELEASE = "release.json"
 _STATUS_S = 0.5
 
 
@@ -43,6 +44,19 @@ class RunFolder:
             return (self.path / _OBJECTS).read_text(encoding="utf-8")
         except FileNotFoundError:
             return (self.path.parents[1].absolute() / "objects").as_uri()
+
+    @property
+    def release(self) -> dict[str, Any] | None:
+        """What the job's functions are made from; None where the cloud is this machine's."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / _RELEASE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return found
+
+    def write_release(self, release: dict[str, Any]) -> None:
+        """Keep what the job's functions are made from, for its later clients."""
+        self._replace(_RELEASE, release)
 
     def reopen(self) -> None:
         """Make the folder ready for a job that goes on: how it ended before is no longer true."""

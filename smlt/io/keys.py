@@ -59,6 +59,11 @@ def package_key(code: str) -> str:
     return f"code/{code}.zip"
 
 
+def layer_key(digest: str) -> str:
+    """The layer of packages with this digest."""
+    return f"layers/{digest}.zip"
+
+
 def blob_key(sha256: str) -> str:
     """A file of the user's data, by content."""
     return f"data/{sha256}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from smlt.errors import ConfigError
+from smlt.io.secret import SecretAddress
 
 _CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _TLS_OPTIONS = (
@@ -17,7 +18,13 @@ _TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_check_hostname",
 )
-_OPTIONS = ("db", "username", "password", "cluster", *_TLS_OPTIONS)
+_OPTIONS = ("db", "username", "password", "password_from", "cluster", *_TLS_OPTIONS)
+_BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
+
+
+def server_urls(url: str) -> list[str]:
+    """Return the URLs of several servers, which have commas between them."""
+    return _BETWEEN_SERVERS.split(url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,8 @@ class ServerAddress:
     db: int = 0
     username: str = ""
     password: str = field(default="", repr=False)
+    secret: SecretAddress | None = None
+    """Where the password is kept, if it does not stand in the URL."""
     tls: TlsOptions | None = None
     is_cluster: bool = False
     """It is one node of a cluster that knows the others."""
@@ -87,6 +96,7 @@ class ServerAddress:
             raise ConfigError(f"{shown} names no socket: write unix:///path/to.sock")
         if not unix and not parts.hostname:
             raise ConfigError(f"{shown} names no host: write redis://host:6379/0")
+        secret = options.get("password_from")
         return cls(
             url=url,
             host=parts.hostname or "",
@@ -95,9 +105,14 @@ class ServerAddress:
             db=_database(options.get("db") or ("" if unix else parts.path.strip("/")), shown),
             username=unquote(parts.username or options.get("username", "")),
             password=unquote(parts.password or options.get("password", "")),
+            secret=SecretAddress.parse(secret) if secret else None,
             tls=_tls(options, shown) if parts.scheme == "rediss" else None,
             is_cluster=_cluster(options, shown, unix),
         )
+
+    def with_password(self) -> ServerAddress:
+        """Return the address with the password that it only refers to. May block."""
+        return self if self.secret is None else replace(self, password=self.secret.read())
 
     @property
     def masked(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.resp_links import connect
 from smlt.io.s3_address import S3Address
-from smlt.io.server_address import ServerAddress
+from smlt.io.server_address import ServerAddress, server_urls
 from smlt.io.server_group import ServerGroup
 from smlt.io.valkey import ValkeyStore
 
@@ -27,15 +26,13 @@ if TYPE_CHECKING:
     from smlt.io.s3_parameters import S3ParameterStore
 
 
-_BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
-
-
 def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
     """Return the parameter store of a URL; it connects when it is first used.
 
     Args:
         url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS), with
-            ``?cluster=true`` for any node of a cluster,
+            ``?cluster=true`` for any node of a cluster, ``?password_from=secretsmanager:NAME``
+            (or ``ssm:/NAME``, ``env:VARIABLE``) for a password that is kept elsewhere,
             ``unix:///path/to.sock[?db=0]``, several of these with commas between them,
             ``s3://bucket/prefix`` as for an object store, or ``memory://name``. With
             ``link_mbps=20`` among the last one's options, no more than so many megabytes a second
@@ -54,7 +51,7 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
             raise ConfigError("memory:// has no link that could be slow: leave link_mbps out")
         return MemoryParameterStore(rest)
     if scheme in ("redis", "rediss", "unix"):
-        addresses = [ServerAddress.parse(one) for one in _BETWEEN_SERVERS.split(url)]
+        addresses = [ServerAddress.parse(one).with_password() for one in server_urls(url)]
         dial = partial(connect, link=link)
         servers = [
             (ClusterStore if each.is_cluster else ValkeyStore)(

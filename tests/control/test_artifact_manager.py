@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from smlt.control import artifact_manager
-from smlt.control.artifact_manager import locate, pack_code, upload_code, upload_data
+from smlt.control.artifact_manager import CodePackage, locate, pack_code, upload_data
 from smlt.control.run_folder import RunFolder
 from smlt.errors import ConfigError, TaskError
 from smlt.io.memory import MemoryObjectStore
@@ -32,12 +32,12 @@ def user_names(package):
 
 
 def test_package_holds_the_task_and_what_lies_beside_it(project):
-    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    package = pack_code(locate("train.py:Task", project), skip=[]).data
     assert user_names(package) == {"train.py", "layers/__init__.py"}
 
 
 def test_package_holds_the_worker_but_not_the_control_plane(project):
-    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    package = pack_code(locate("train.py:Task", project), skip=[]).data
     names = names_in(package)
     assert "smlt/worker/handler.py" in names
     assert any(name.startswith("smlt/_core/codec.") and name.endswith(".so") for name in names)
@@ -55,7 +55,7 @@ def test_package_leaves_out_data_runs_environments_and_hidden_files(project):
     (project / "venv" / "pyvenv.cfg").write_text("")
     (project / "venv" / "big.py").write_text("")
     RunFolder.create(project / "runs", "job", "memory://x")
-    package, _ = pack_code(locate("train.py:Task", project), skip=[project / "data"])
+    package = pack_code(locate("train.py:Task", project), skip=[project / "data"]).data
     assert user_names(package) == {"train.py", "layers/__init__.py"}
 
 
@@ -66,7 +66,7 @@ def test_package_leaves_out_what_git_ignores(project):
     (project / "scratch" / "big.py").write_text("")
     (project / "layers" / "old.py").write_text("")
     (project / "layers" / "scratch").mkdir()
-    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    package = pack_code(locate("train.py:Task", project), skip=[]).data
     assert user_names(package) == {"train.py", "layers/__init__.py"}
 
 
@@ -75,7 +75,7 @@ def test_smltignore_has_the_last_word_in_its_folder(project):
     (project / ".smltignore").write_text("!made.py\nnotes.txt\n")
     (project / "made.py").write_text("")
     (project / "notes.txt").write_text("")
-    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    package = pack_code(locate("train.py:Task", project), skip=[]).data
     assert user_names(package) == {"train.py", "layers/__init__.py", "made.py"}
 
 
@@ -84,7 +84,7 @@ def test_deeper_patterns_outweigh_higher_ones(project):
     (project / "layers" / ".gitignore").write_text("!keep.bin\n")
     for name in ("keep.bin", "drop.bin", "layers/keep.bin", "layers/drop.bin"):
         (project / name).write_text("")
-    package, _ = pack_code(locate("train.py:Task", project), skip=[])
+    package = pack_code(locate("train.py:Task", project), skip=[]).data
     assert user_names(package) == {"train.py", "layers/__init__.py", "layers/keep.bin"}
 
 
@@ -96,7 +96,7 @@ def test_patterns_of_the_repository_above_count(tmp_path, target):
     layers.mkdir(parents=True)
     for path in (layers / "__init__.py", layers / "secret_key.py", tmp_path / "job" / "train.py"):
         path.write_text("")
-    package, _ = pack_code(locate(target, tmp_path / "job"), skip=[])
+    package = pack_code(locate(target, tmp_path / "job"), skip=[]).data
     assert user_names(package) - {"train.py"} == {"layers/__init__.py"}
 
 
@@ -106,7 +106,7 @@ def test_code_that_was_named_is_packed_although_its_folder_is_ignored(tmp_path):
     (tmp_path / "trial").mkdir()
     for name in ("train.py", "net.py"):
         (tmp_path / "trial" / name).write_text("")
-    package, _ = pack_code(locate("train.py:Task", tmp_path / "trial"), skip=[])
+    package = pack_code(locate("train.py:Task", tmp_path / "trial"), skip=[]).data
     assert user_names(package) == {"train.py", "net.py"}
 
 
@@ -135,14 +135,14 @@ def test_same_content_gives_the_same_bytes_whenever_it_is_packed(project):
 
 
 def test_changed_content_gives_another_hash(project):
-    _, before = pack_code(locate("train.py:Task", project), skip=[])
+    before = pack_code(locate("train.py:Task", project), skip=[]).code
     (project / "train.py").write_text("class Task: x = 1\n")
-    _, after = pack_code(locate("train.py:Task", project), skip=[])
+    after = pack_code(locate("train.py:Task", project), skip=[]).code
     assert before != after
 
 
 def test_code_that_is_too_large_is_refused_with_its_largest_file(project, monkeypatch):
-    monkeypatch.setattr(artifact_manager, "ZIP_LIMIT", 1 << 20)
+    monkeypatch.setattr(artifact_manager, "ZIP_LIMIT", 1 << 18)
     (project / "weights.bin").write_bytes(bytes(range(256)) * 80_000)
     with pytest.raises(ConfigError, match=r"weights\.bin \(20 MB\)"):
         pack_code(locate("train.py:Task", project), skip=[])
@@ -150,7 +150,7 @@ def test_code_that_is_too_large_is_refused_with_its_largest_file(project, monkey
 
 def test_module_target_packs_only_that_package(project):
     target = locate("layers.conv:Task", project)
-    package, _ = pack_code(target, skip=[])
+    package = pack_code(target, skip=[]).data
     assert user_names(package) == {"layers/__init__.py"}
     assert target.reference == "layers.conv:Task"
 
@@ -206,8 +206,8 @@ def test_unchanged_code_is_not_sent_again():
     objects = CountingStore("code-once")
 
     async def upload_twice():
-        await upload_code(objects, b"zip", "abc")
-        await upload_code(objects, b"zip", "abc")
+        await CodePackage(b"zip", "abc").upload(objects)
+        await CodePackage(b"zip", "abc").upload(objects)
 
     asyncio.run(upload_twice())
     assert objects.puts == 1

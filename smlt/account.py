@@ -1,0 +1,62 @@
+"""What is done to an AWS account apart from running a job: pack, deploy, destroy, examine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from smlt.aws.api import open_api
+from smlt.aws.deployment import Change, Deployment
+from smlt.aws.release import deployment_name
+from smlt.aws.removal import Deployed
+from smlt.aws.shipment import Shipment, prepare
+from smlt.config import TrainConfig
+from smlt.config.aws import AwsConfig
+from smlt.control import artifact_manager
+from smlt.io.stores import open_object_store
+
+
+def pack(config: TrainConfig, aws: AwsConfig) -> Shipment:
+    """Build the package that a job of these settings would run. Blocks while pip works."""
+    target = artifact_manager.locate(config.target, Path.cwd())
+    data = artifact_manager.find_data(target, config.data)
+    run_dir = config.run_dir.resolve()
+    skip = [run_dir] if data is None else [run_dir, data]
+    return prepare(target, data, skip, config, aws)
+
+
+async def deploy(
+    shipment: Shipment,
+    sizes: list[int],
+    *,
+    dry_run: bool,
+    told: Callable[[Change], None],
+    said: Callable[[str], None],
+) -> None:
+    """Bring the account to what the package needs, for functions of these sizes in MB."""
+    release = shipment.release
+    async with open_api(release.region) as api:
+        deployment = await Deployment.open(api, release)
+        if not dry_run:
+            async with open_object_store(release.objects) as objects:
+                await shipment.upload(objects, said)
+        await deployment.apply(sizes, dry_run=dry_run, told=told)
+        if not dry_run:
+            for memory_mb in sizes:
+                function = await deployment.function(memory_mb, None)
+                said(f"published {function.name} version {function.version}")
+
+
+async def destroy(
+    objects: str, aws: AwsConfig, *, dry_run: bool, told: Callable[[str], None]
+) -> str:
+    """Remove a deployment, and prove that nothing is left; return its name."""
+    name = deployment_name(aws.name, objects)
+    async with open_api(aws.region) as api:
+        deployed = Deployed(api, name)
+        if dry_run:
+            for title, _ in await deployed.found():
+                told(title)
+        else:
+            await deployed.remove(told)
+    return name

@@ -1,0 +1,1 @@
+"""What AWS needs beyond the Lambda API: a package for its machines, and resources in an account."""

@@ -1,0 +1,105 @@
+"""Bring an account to what a release says, step by step; what is so already is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from smlt.aws.api import Api
+from smlt.aws.function import LambdaFunction
+from smlt.aws.release import Release
+from smlt.aws.resources import Account, Layer, LogGroup, Resource, Role
+from smlt.control.functions import Function
+from smlt.control.job_settings import function_environment
+from smlt.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a deployment does, or would do, to one thing in the account."""
+
+    title: str
+    what: str
+    """Empty: nothing."""
+
+
+class Deployment:
+    """A release on its way into an account."""
+
+    def __init__(self, api: Api, release: Release, account: Account) -> None:
+        self._api = api
+        self.release = release
+        self._role = Role(api, release, account)
+        self._layer = Layer(api, release)
+        self._shared = False
+
+    @classmethod
+    async def open(cls, api: Api, release: Release) -> Deployment:
+        """Find out whose account it is.
+
+        Raises:
+            ConfigError: no region is named, or there are no credentials that do.
+        """
+        region = api.region
+        if region is None:
+            raise ConfigError("no region is named; set AWS_REGION, or region in [aws] of smlt.toml")
+        release = replace(release, region=region)
+        return cls(api, release, await Account.of(api, region))
+
+    async def apply(
+        self,
+        sizes: Iterable[int],
+        threads: int | None = None,
+        *,
+        dry_run: bool = False,
+        told: Callable[[Change], None] = lambda change: None,
+    ) -> None:
+        """Bring everything about functions of these sizes up to date, and publish them.
+
+        Args:
+            sizes: memory in MB.
+            threads: as in ``function_environment``.
+            dry_run: only look, and tell what would be done.
+            told: is called with each change, done or to be done.
+
+        Raises:
+            CloudError: AWS refused something. What was done until then stays, and is found.
+        """
+        for resource in (self._role, self._layer):
+            await self._bring(resource, dry_run=dry_run, told=told)
+        self._shared = True
+        for memory_mb in sizes:
+            await self._function(memory_mb, threads, dry_run=dry_run, told=told)
+
+    async def function(self, memory_mb: int, threads: int | None) -> Function:
+        """Return the published version of one size, made if it is not there."""
+        if not self._shared:
+            await self.apply(())
+        function = await self._function(memory_mb, threads)
+        version = await function.publish()
+        return Function(name=function.name, version=version, memory_mb=memory_mb)
+
+    async def _function(
+        self,
+        memory_mb: int,
+        threads: int | None,
+        *,
+        dry_run: bool = False,
+        told: Callable[[Change], None] = lambda change: None,
+    ) -> LambdaFunction:
+        environment = function_environment(memory_mb, threads, self.release.architecture)
+        group = LogGroup(self._api, self.release, memory_mb)
+        function = LambdaFunction(
+            self._api, self.release, memory_mb, environment, self._role, self._layer
+        )
+        for resource in (group, function):
+            await self._bring(resource, dry_run=dry_run, told=told)
+        return function
+
+    async def _bring(
+        self, resource: Resource, *, dry_run: bool, told: Callable[[Change], None]
+    ) -> None:
+        what = await resource.look()
+        if what and not dry_run:
+            await resource.bring()
+        told(Change(resource.title, what))

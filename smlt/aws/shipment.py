@@ -1,0 +1,95 @@
+"""From a user's settings to a package and the release that it becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from smlt.aws.package import Package, build_package
+from smlt.aws.release import Release, deployment_name
+from smlt.config import TrainConfig
+from smlt.config.aws import EPHEMERAL_MB, AwsConfig, cache_dir
+from smlt.control.artifact_manager import Target
+from smlt.control.source_files import all_files
+from smlt.errors import ConfigError
+from smlt.io.keys import layer_key, package_key
+from smlt.io.object_store import ObjectStore
+from smlt.worker.task_loader import find_class
+
+_TORCH_TASK = "smlt.worker.torch_task"
+_MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """A package on its way to the bucket of its release."""
+
+    package: Package
+    release: Release
+
+    @property
+    def code(self) -> str:
+        """Names the code in the job's state."""
+        return self.release.code
+
+    async def upload(
+        self, objects: ObjectStore, told: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Store the zips under their digests; what is there already is not sent again."""
+        package = self.package
+        code, layer = package_key(self.release.code), layer_key(self.release.layer)
+        if await objects.head(code) is None:
+            told(f"uploading your code and smlt ({len(package.code_zip) / 1e6:.1f} MB)")
+            await objects.put(code, package.code_zip)
+        if await objects.head(layer) is None:
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "layer.zip"
+                await asyncio.to_thread(package.write_layer, path)
+                told(f"uploading the packages ({path.stat().st_size / 1e6:.1f} MB)")
+                await objects.put_file(layer, path)
+
+
+def prepare(
+    target: Target, data: Path | None, skip: Iterable[Path], config: TrainConfig, aws: AwsConfig
+) -> Shipment:
+    """Build the package of a task, and say what becomes of it. Blocks while pip works.
+
+    Raises:
+        ConfigError: a store is not named, or the package cannot be built.
+    """
+    for option, url in (("--objects", config.object_store), ("--parameters", config.parameters)):
+        if url is None:
+            raise ConfigError(f"AWS's functions cannot see this machine: name a store, {option}")
+    torch = any(base.__module__ == _TORCH_TASK for base in _mro(target))
+    package = build_package(target, skip, aws, cache_dir(), torch=torch)
+    release = Release(
+        name=deployment_name(aws.name, str(config.object_store)),
+        region=aws.region,
+        objects=str(config.object_store),
+        parameters=str(config.parameter_store),
+        python=aws.python,
+        architecture=aws.architecture,
+        code=package.code_digest,
+        layer=package.layer_digest,
+        ephemeral_mb=aws.ephemeral_mb or _ephemeral_mb(data),
+        role=aws.role,
+        subnets=aws.subnets,
+        security_groups=aws.security_groups,
+        reserved_concurrency=aws.reserved_concurrency,
+        log_days=aws.log_days,
+    )
+    return Shipment(package, release)
+
+
+def _mro(target: Target) -> tuple[type, ...]:
+    return find_class(target.reference, target.root).__mro__
+
+
+def _ephemeral_mb(data: Path | None) -> int:
+    """Room for the data beside what every function has anyway, as far as Lambda goes."""
+    least, most = EPHEMERAL_MB
+    size = 0 if data is None else sum(path.stat().st_size for path in all_files(data))
+    return min(most, least + size // _MB)

@@ -1,0 +1,203 @@
+"""``smlt package``, ``deploy`` and ``destroy``: what goes into an AWS account, and out again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import asdict, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from smlt.cli.live import print_plain
+from smlt.cli.summary import to_json
+from smlt.config import TrainConfig, find_objects
+from smlt.config.aws import AwsConfig
+from smlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smlt.aws.deployment import Change
+    from smlt.aws.shipment import Shipment
+
+Given = str | None
+Target = Annotated[
+    Given, typer.Argument(metavar="TARGET", help="The task: file.py:Class or module:Class.")
+]
+Name = Annotated[Given, typer.Option(metavar="NAME", help="Of the deployment [from --objects].")]
+Region = Annotated[Given, typer.Option(metavar="REGION", help="AWS's region [AWS_REGION].")]
+Python = Annotated[Given, typer.Option(metavar="3.12|3.13|3.11", help="Of the functions.")]
+Architecture = Annotated[Given, typer.Option(metavar="x86_64|arm64", help="Of the functions.")]
+Requirements = Annotated[
+    Given, typer.Option(metavar="FILE", help="Packages [requirements.txt beside the task].")
+]
+Objects = Annotated[
+    Given, typer.Option(metavar="URL", help="The object store, s3://bucket/prefix.")
+]
+Parameters = Annotated[
+    Given, typer.Option(metavar="URL", help="The parameter store, rediss://… or s3://….")
+]
+MemoryMb = Annotated[Given, typer.Option(metavar="MB", help="Memory of the functions [1769].")]
+Sizes = Annotated[
+    Given, typer.Option(metavar="MB,MB", help="More sizes of memory to make functions for.")
+]
+RunDir = Annotated[Given, typer.Option(metavar="DIR", help="Where jobs are kept [.smlt].")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def package(
+    context: typer.Context,
+    target: Target = None,
+    data: Annotated[Given, typer.Option(metavar="DIR", help="The data, which is left out.")] = None,
+    objects: Objects = None,
+    parameters: Parameters = None,
+    python: Python = None,
+    architecture: Architecture = None,
+    requirements: Requirements = None,
+    run_dir: RunDir = None,
+    as_json: Json = False,
+) -> int:
+    """Show what would be deployed: each part, how large it is, and why it is there."""
+    _, _, shipment = _packed(context.params)
+    built, release = shipment.package, shipment.release
+    if as_json:
+        plain = {
+            "machine": str(built.machine),
+            "code": release.code,
+            "layer": release.layer,
+            "code_bytes": len(built.code_zip),
+            "ephemeral_mb": release.ephemeral_mb,
+            "parts": [asdict(part) for part in built.parts()],
+        }
+        print(to_json(plain))
+        return 0
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("part", "in", "packed", "unpacked", "why"):
+        table.add_column(heading, justify="right" if heading.endswith("packed") else "left")
+    parts = built.parts()
+    for part in parts:
+        packed = "" if part.packed is None else _megabytes(part.packed)
+        table.add_row(part.name, part.place, packed, _megabytes(part.unpacked), part.why)
+    Console(soft_wrap=True).print(table)
+    unpacked = sum(part.unpacked for part in parts if part.place != "bundle")
+    print(
+        f"for {built.machine}: {_megabytes(unpacked)} unpacked of Lambda's 250 MB\n"
+        f"code {release.code[:16]}, packages {release.layer[:16]}, "
+        f"/tmp of {release.ephemeral_mb:,} MB"
+    )
+    return 0
+
+
+def deploy(
+    context: typer.Context,
+    target: Target = None,
+    data: Annotated[Given, typer.Option(metavar="DIR", help="The data, which is left out.")] = None,
+    objects: Objects = None,
+    parameters: Parameters = None,
+    memory_mb: MemoryMb = None,
+    sizes: Sizes = None,
+    name: Name = None,
+    region: Region = None,
+    python: Python = None,
+    architecture: Architecture = None,
+    requirements: Requirements = None,
+    run_dir: RunDir = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Create or update the role, the packages, the log groups and the functions in AWS.
+
+    What is as it should be is left alone. `smlt train --platform aws` does the same by itself.
+    """
+    config, aws, shipment = _packed(context.params)
+    wanted = sorted({config.memory_mb, *map(int, aws.sizes)})
+    changes: list[Change] = []
+
+    def told(change: Change) -> None:
+        changes.append(change)
+        if change.what:
+            print_plain(Console(), f"{change.title}: {change.what}")
+
+    account = import_module("smlt.account")
+    asyncio.run(account.deploy(shipment, wanted, dry_run=dry_run, told=told, said=_say))
+    done = sum(bool(change.what) for change in changes)
+    verb = "would change" if dry_run else "changed"
+    print(f"{shipment.release.name}: {verb} {done} of {len(changes)} things")
+    return 0
+
+
+def destroy(
+    context: typer.Context,
+    objects: Objects = None,
+    name: Name = None,
+    region: Region = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Remove what `smlt deploy` has made, and prove that nothing is left.
+
+    Jobs, models and data in the bucket stay.
+    """
+    aws = AwsConfig.load(_chosen(context.params, "name", "region"))
+    where = find_objects(objects)
+    if where is None:
+        raise ConfigError("name the deployment's object store with --objects s3://bucket/prefix")
+    removed: list[str] = []
+
+    def told(title: str) -> None:
+        removed.append(title)
+        print(f"{'would remove' if dry_run else 'removed'} {title}")
+
+    account = import_module("smlt.account")
+    named = asyncio.run(account.destroy(where, aws, dry_run=dry_run, told=told))
+    if not dry_run:
+        print(
+            f"{named}: removed {len(removed)} things; nothing with its tag is left. "
+            f"What jobs have stored stays in {where.partition('?')[0]}."
+        )
+    return 0
+
+
+COMMANDS = (package, deploy, destroy)
+
+
+def confirmed(config: TrainConfig) -> TrainConfig:
+    """Ask before a job without a budget starts on AWS.
+
+    Raises:
+        ConfigError: there is nobody to ask.
+    """
+    if config.yes or config.budget is not None:
+        return config
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "a job on AWS costs money: limit it with --budget USD, or confirm with --yes"
+        )
+    typer.confirm(
+        f"This starts {config.workers} functions of {config.memory_mb:,} MB in your AWS account, "
+        "without a budget. Go on?",
+        abort=True,
+        err=True,
+    )
+    return replace(config, yes=True)
+
+
+def _packed(params: dict[str, Any]) -> tuple[TrainConfig, AwsConfig, Shipment]:
+    names = ("target", "data", "objects", "parameters", "memory_mb", "run_dir")
+    config = TrainConfig.load({**_chosen(params, *names), "platform": "aws"})
+    aws = AwsConfig.load(params)
+    shipment: Shipment = import_module("smlt.account").pack(config, aws)
+    return config, aws, shipment
+
+
+def _chosen(params: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: params[name] for name in names if name in params}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
