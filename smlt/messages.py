@@ -101,6 +101,14 @@ class Limits(_Plain):
         """``handover_s``, which outlasts a short outage; no more than a third of all the time."""
         return min(self.handover_s, self.function_s / 3)
 
+    @property
+    def cut_margin_s(self) -> float:
+        """How long before that limit a rank hands over although it waits for another one.
+
+        Later than the agreed hand-over, for the step may yet be done, and early enough to save.
+        """
+        return self.handover_margin_s * 2 / 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec(_Plain):
@@ -271,6 +279,4 @@ class Failure(_Plain):
     @property
     def signature(self) -> tuple[str, str]:
         """What makes two failures the same one: whichever rank was the first to meet it."""
-        if self.kind == "handover":
-            return self.kind, ""  # whatever was waited for
         return self.kind, re.sub(r"\brank \d+", "rank", self.message)

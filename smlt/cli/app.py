@@ -188,6 +188,10 @@ def _train(
         Given,
         typer.Option(metavar="TIME", help="Workers go on so long without a client [5s]."),
     ] = None,
+    function_timeout: Annotated[
+        Given,
+        typer.Option(metavar="TIME", help="Limit of one function; the job is longer [15m]."),
+    ] = None,
     inline: Annotated[
         Switch,
         typer.Option("--inline/--no-inline", help="One rank in this process, for a debugger."),

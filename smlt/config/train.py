@@ -32,6 +32,8 @@ MEMORY_MB = (128, 10240)
 LARGEST_SHARD_MB = 512  # the largest value that Valkey stores under one key
 
 _ORPHAN_TIMEOUT = Duration(5)
+FUNCTION_S = (Duration(20), Duration(900))
+"""Less leaves no time between start and hand-over; more Lambda does not give."""
 _TARGET = re.compile(r".+:[^:/\\]+")
 _OBJECTS = re.compile(r"s3://.+|file:///.+")
 _ENDPOINT = re.compile(r"https?://[^/]+/?")
@@ -117,6 +119,8 @@ class TrainConfig:
     """``local``: functions run on this machine; ``aws``: in an AWS account."""
     yes: bool = False
     """Start on AWS without a budget and without being asked."""
+    function_timeout: Duration = FUNCTION_S[1]
+    """Seconds after which Lambda ends a function; the job goes on in the next ones."""
     chaos: int | None = None
     """Seed of a Lambda service that misbehaves, for trying a job against it."""
     prices: Path | None = None
@@ -258,6 +262,9 @@ class TrainConfig:
             raise self._refuse("chaos", "--inline has no Lambda service that could misbehave.")
         if self.orphan_timeout <= 0:
             raise self._refuse("orphan_timeout", "give a time of more than 0.")
+        shortest, longest = FUNCTION_S
+        if not shortest <= self.function_timeout <= longest:
+            raise self._refuse("function_timeout", f"give {shortest:g} to {longest:g} seconds.")
         low, high = MEMORY_MB
         if not low <= self.memory_mb <= high:
             raise self._refuse("memory_mb", f"Lambda offers {low} to {high:,} MB.")

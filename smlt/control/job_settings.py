@@ -94,7 +94,7 @@ def _most_workers(config: TrainConfig, cores: int | None) -> int:
 
 def _limits(config: TrainConfig) -> Limits:
     if not config.inline:
-        return Limits(orphan_s=config.orphan_timeout)
+        return Limits(orphan_s=config.orphan_timeout, function_s=config.function_timeout)
     # In a debugger a rank may stand still for as long as its user likes.
     return Limits(
         lease_s=_FOREVER_S, client_lease_s=_FOREVER_S, orphan_s=_FOREVER_S, function_s=_FOREVER_S

@@ -396,12 +396,11 @@ class TaskScheduler:
         self._failures[signature] += 1
         if self._failures[signature] >= _SAME_FAILURE:
             return outcome("failed", f"{failure.message} ({_SAME_FAILURE} times)")
-        if failure.kind != "handover":
-            self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
+        self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
         return None
 
     async def _back_off(self, ended: Ended) -> None:
-        if ended.failure is not None and ended.failure.kind != "handover":
+        if ended.failure is not None:
             tries = max(self._failures.values(), default=1)
             delay = min(_BACKOFF_S * 2 ** (tries - 1), _BACKOFF_LIMIT_S)
             with contextlib.suppress(TimeoutError):

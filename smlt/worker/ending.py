@@ -46,7 +46,9 @@ class Ending:
         generation = self._generation
         limit_s = generation.limits.ending_s
         give_up = generation.clock() + limit_s
-        patient_until = generation.clock() + _PATIENCE_S
+        # With its own time nearly over, a rank does not wait for others.
+        hurried = generation.deadline - generation.limits.handover_margin_s / 2
+        patient_until = min(generation.clock() + _PATIENCE_S, hurried)
         await writer.write_part(self._rank)
         with contextlib.suppress(StoreError):
             await generation.announce("standing", step)

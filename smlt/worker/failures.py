@@ -16,6 +16,7 @@ from smlt.errors import (
 )
 from smlt.messages import Failure
 from smlt.worker.divergence import DivergedError
+from smlt.worker.generation import HandoverError
 from smlt.worker.loading import HostError, UnreadableParentError
 from smlt.worker.task_loader import describe
 from smlt.worker.trainer import NumbersError
@@ -24,6 +25,7 @@ from smlt.worker.trainer import NumbersError
 _KINDS: list[tuple[type[BaseException], str]] = [
     (NumbersError, "numbers"),
     (DivergedError, "diverged"),
+    (HandoverError, "handover"),
     (HostError, "host"),
     (UnreadableParentError, "parent"),
     (UserError, "user"),

@@ -30,6 +30,10 @@ from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerReport, Wo
 _POLL_S = 1.0
 
 
+class HandoverError(SmltError):
+    """A rank's function is nearly over while it waits for another rank."""
+
+
 @dataclass(frozen=True, slots=True)
 class Roster:
     """The ranks that a generation has, fixed once."""
@@ -69,12 +73,16 @@ class Generation:
         self.limits = limits
         self.notices = Notices(store, self.keys, task.rank, self._on_control)
         self.clock = clock
+        self.deadline = deadline
+        """When this rank's function ends, by its clock."""
         self.standings: dict[int, int] = {}
         """Ranks that have said, at an ending, what step they hold."""
         self.state = "claimed"
         self.step = 0
         self.trained = 0
         """Training steps done: what a user calls the step."""
+        self.has_gained = False
+        """Whether this rank holds a newer state than the generation began with."""
         self.aborted: Failure | None = None
         self.waits_for = ""
         """What this rank waits for that no other rank has to give, in words."""
@@ -84,7 +92,6 @@ class Generation:
         self._on_abort = on_abort
         # Two deliveries of one event carry one request id; the nonce tells them apart.
         self._claim = f"{request_id}/{nonce()}".encode()
-        self._deadline = deadline
         self._stop = StepFlag(0)
         self._client_seen = clock()
 
@@ -151,9 +158,22 @@ class Generation:
                     )
                 if client is not None:
                     self._client_seen = self.clock()
+                self._cut_wait()
                 await asyncio.sleep(self.limits.heartbeat_s)
         except SmltError as error:
             self.notices.fail(error)
+
+    def _cut_wait(self) -> None:
+        """End the generation in the middle of a step if time runs out while others are waited for.
+
+        Only for the sake of a state that would be lost: so every generation that is cut has taken
+        a step, and no job is cut for ever. A rank that has gained nothing can only gain by waiting.
+        """
+        awaited, limits = self.notices.waiting_for, self.limits
+        if self.has_gained and awaited and self.clock() > self.deadline - limits.cut_margin_s:
+            self.notices.fail(
+                HandoverError(f"waited for {awaited} until its function's time was nearly over")
+            )
 
     async def say(self, state: str) -> None:
         """Change what the lease says this rank is doing, at once."""
@@ -178,7 +198,7 @@ class Generation:
     def flags(self) -> StepFlag:
         """Why this rank wants to stop, decided once for a step."""
         flags = self._stop
-        if self.clock() > self._deadline - self.limits.handover_margin_s:
+        if self.clock() > self.deadline - self.limits.handover_margin_s:
             flags |= StepFlag.HANDOVER
         if self.clock() > self._client_seen + self.limits.client_lease_s + self.limits.orphan_s:
             flags |= StepFlag.ORPHANED

@@ -127,6 +127,7 @@ class Trainer:
                 flags |= StepFlag.TARGET
             agreed = await (self._evaluate if slot.evaluation else self._train)(slot, flags)
             self.step += 1
+            self._generation.has_gained = True
             await self._report()
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
                 self._saved = self._generation.clock()

@@ -7,7 +7,6 @@ cancelling its task, after which it says nothing more, as a process that was kil
 import asyncio
 import itertools
 import time
-from functools import partial
 
 from smlt.control.lambda_client import LogEvent
 from smlt.errors import CloudError
@@ -34,8 +33,6 @@ class OneLoopCloud:
         """Pieces of work done on trainers' threads: a clock for faults that no load changes."""
         self.refusals = 0
         self.twice = False
-        self.held = set()
-        """Ranks whose trainers compute nothing for now."""
         self.undelivered = set()
         """Ranks whose events are lost."""
         self.made = []
@@ -63,7 +60,7 @@ class OneLoopCloud:
         host = Host(
             code_root=self._code_root,
             cache_dir=self._cache_dir,
-            compute=partial(self._compute, payload["rank"]),
+            compute=self._compute,
             open_store=open_parameter_store,
             watchdog=Watchdog(time.monotonic() + 1e6),
             memory=memory,
@@ -79,10 +76,8 @@ class OneLoopCloud:
         self.running[task] = payload["rank"]
         task.add_done_callback(lambda task: self._ended(request_id, task, memory))
 
-    async def _compute(self, rank, work, *args):
+    async def _compute(self, work, *args):
         await asyncio.sleep(0)
-        while rank in self.held:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
         self.computed += 1
         return work(*args)
 

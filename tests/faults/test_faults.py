@@ -231,6 +231,38 @@ def test_object_store_out_for_a_minute(place, digest, trouble):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_training_for_minutes_in_functions_of_twenty_seconds(place):
+    """Steps of a second, one in a dozen of four: hand-overs fall into all kinds of moments."""
+    options = ("--workers", "2", "--steps", "60", "--param", "pace=0.05", "--json", "--quiet")
+    calm = place.train(f"{PHASES}Uneven", *options).check(0).summary["weights_digest"]
+    slow = ("--param", "second=1.0", "--function-timeout", "20s")
+    ended = place.train(f"{PHASES}Uneven", *options, *slow, limit_s=300).check(0)
+    assert ended.summary["weights_digest"] == calm
+    assert ended.summary["generations"] >= 4
+    # Each of them went on where the one before had been: nothing was trained twice but a cut step.
+    job = place.jobs[-1]
+    aborts = job.events("abort")
+    assert all(abort["kind"] == "handover" for abort in aborts)
+    assert len(job.events("step")) <= 60 + len(aborts)
+
+
+@pytest.mark.slow
+def test_worker_that_waits_when_its_time_ends_hands_over(place, digest):
+    """Its own state is newer than any checkpoint; another rank stands still until both are over."""
+    options = ("--aggregators", "2", "--function-timeout", "20s")
+    fault = Fault(place, PHASES + "LastDawdles", *options, waiting=1)
+    [abort] = fault.job.until(lambda: fault.job.events("abort"), "the abort")
+    assert abort["kind"] == "handover"
+    assert "until its function's time was nearly over" in abort["message"]
+    fault.gate.open()
+    ended = fault.check_end(digest)
+    assert ended.summary["generations"] == 2
+    # Seven training steps and the evaluation after the fourth.
+    assert fault.job.events("generation")[1]["parent"]["step"] == 8
+
+
+@pytest.mark.slow
 def test_function_that_fills_its_tmp(place):
     ended = place.train(f"{PHASES}FillsTmp", *OPTIONS, limit_s=90).check(1)
     assert "No space left on device" in ended.sentence

@@ -1,5 +1,6 @@
 """A few seeds of the simulation, in every run of the suite; `make simulate` explores many more."""
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from smlt.messages import ResourcePlan
+from tests.simulation.cloud import Environment
 from tests.simulation.network import Latency
 from tests.simulation.world import Plan, World, play
 
@@ -56,6 +58,45 @@ def test_rank_that_never_starts_makes_nobody_believe_that_the_client_is_gone():
     # In a warm environment the first step begins before the client's lease is looked at.
     assert (result.status, result.violations) == ("completed", [])
     assert result.generations > 1
+
+
+def short_lived(**changes):
+    """A plan of functions that live for 12 s, and hand over 4 s before."""
+    limits = replace(Plan.draw(0).limits, function_s=12.0, handover_s=9.5, step_s=60.0)
+    return quiet(workers=3, epochs=6, checkpoint_s=60.0, limits=limits, **changes)
+
+
+def test_rank_whose_time_ends_while_it_waits_for_another_hands_over():
+    world = World(short_lived(faults=((390.0, "evict", 0),)))
+
+    def dawdle():
+        world.cloud.running[1].slowness = 1e5
+
+    world.outside(0.5, dawdle)
+    result = world.run()
+    assert (result.status, result.violations, result.generations) == ("completed", [], 2)
+    [abort] = [line for line in result.trace if "calls for an abort" in line]
+    assert "handover" in abort
+    # Only the step that the slow one was in is taken again; no checkpoint had been made.
+    assert world.drawn[2]["step"] >= world.reached[1] - 1 > 0
+
+
+def test_generation_that_has_gained_nothing_is_not_cut(monkeypatch):
+    """A first step that takes nearly all of a function's time is waited for."""
+    compute, slow = Environment._compute, []
+
+    async def slow_once(self, work, *args):
+        if work.__qualname__ == "Trainer._gradients.<locals>.work" and not slow:
+            slow.append(self)
+            await asyncio.sleep(10.5)
+        return await compute(self, work, *args)
+
+    monkeypatch.setattr(Environment, "_compute", slow_once)
+    world = World(short_lived())
+    result = world.run()
+    assert (result.status, result.violations, result.generations) == ("completed", [], 2)
+    assert not any("calls for an abort" in line for line in result.trace)
+    assert world.drawn[2]["step"] >= 1
 
 
 def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_job():

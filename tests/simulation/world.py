@@ -275,9 +275,16 @@ class World:
                 if len(self.leavings[generation]) > 1:
                     self.violated(f"ranks agreed to stop, but differ: {self.leavings[generation]}")
         if command[0] == b"EVAL" and key.endswith(b":abort"):
-            if self.plan.is_peaceful:
-                self.violated(f"{process.name} aborts, although nothing has gone wrong")
             self.trace(process.name, f"calls for an abort: {command[6][:160]!r}")
+            if b"handover" in command[6]:
+                if process.steps <= self._parent_step(generation):
+                    self.violated(f"{process.name} cuts a generation that has gained nothing")
+            elif self.plan.is_peaceful:
+                self.violated(f"{process.name} aborts, although nothing has gone wrong")
+
+    def _parent_step(self, generation) -> int:
+        parent = self.drawn[generation]
+        return parent["step"] if parent else 0
 
     def stored(self, process, key: str) -> None:
         """An object has been written."""

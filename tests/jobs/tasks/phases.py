@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from small import LAST_RANKS, wait_at
@@ -64,6 +65,18 @@ class Saves(Waits):
 class LastDawdles(Steady):
     def waits(self, rows):
         return max(rows) >= LAST_RANKS
+
+
+class Uneven(Steady):
+    """Every twelfth step takes four times as long, on one rank only."""
+
+    def __init__(self, pace: float = 0.05, second: float = 0.0):
+        super().__init__(pace=pace)
+        self.second = second
+
+    def trouble(self, step, is_last_rank):
+        if is_last_rank:
+            time.sleep(self.second * (4 if step % 12 == 0 else 1))
 
 
 class FillsTmp(Steady):
