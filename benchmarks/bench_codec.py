@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import io
 import pickle
+from functools import partial
 
 import lz4.frame
 import numpy as np
@@ -72,14 +73,37 @@ def torch_save(array):
     return lambda: torch.save(tensor, io.BytesIO())
 
 
+def torch_load(stored):
+    def load():
+        stored.seek(0)
+        return torch.load(stored)
+
+    return load
+
+
 def compressors(array):
+    """Return name -> (compress, decompress), one thread each."""
     raw = memoryview(array).cast("B")
-    found = {"lz4_frame": lambda: lz4.frame.compress(raw)}
+    found = {"lz4_frame": (lambda: lz4.frame.compress(raw), lz4.frame.decompress)}
     if zstd := optional("zstandard"):
-        found["zstd_1"] = lambda: zstd.ZstdCompressor(level=1).compress(raw)
+        packer, unpacker = zstd.ZstdCompressor(level=1), zstd.ZstdDecompressor()
+        found["zstd_1"] = (lambda: packer.compress(raw), unpacker.decompress)
     if blosc2 := optional("blosc2"):
-        found["blosc2_lz4"] = lambda: blosc2.compress2(array, codec=blosc2.Codec.LZ4)
+        blosc2.set_nthreads(1)  # as many as there are cores, otherwise
+        options = {"codec": blosc2.Codec.LZ4, "typesize": array.itemsize, "nthreads": 1}
+        found["blosc2_lz4"] = (
+            lambda: blosc2.compress2(array, **options),
+            lambda packed: blosc2.decompress2(packed, nthreads=1),
+        )
     return found
+
+
+def packing(array):
+    return {name: pack for name, (pack, _) in compressors(array).items()}
+
+
+def unpacking(array):
+    return {name: partial(unpack, pack()) for name, (pack, unpack) in compressors(array).items()}
 
 
 DENSE = ["dense 50 MB", "resnet18"]
@@ -109,6 +133,7 @@ def bench_encode_contiguous(measure, name, memory):
             "pickle_5": lambda: pickle.dumps(array, 5),
             "torch_save": torch_save(array),
             "safetensors": lambda: safetensors.numpy.save({"gradient": array}),
+            **packing(array),
         },
         array.nbytes,
         {"pickle_5": {"fresh": 2.5, "reused": 4.0, "recycled": 0.0}[memory]},
@@ -135,11 +160,15 @@ def bench_encode_to_buffers(measure, benchmark, checksum):
 def bench_encode_sparse(measure, benchmark, name):
     array = data(name)
     room = frame_room(array)
-    packers = compressors(array)
+    packers = packing(array)
     measure(
         {
             "smlt": lambda: codec.encode_into(array, room),
+            # To find the zeros, all of it must be read.
+            "limit": read_limit([array]),
             "pickle_5": lambda: pickle.dumps(array, 5),
+            "torch_save": torch_save(array),
+            "safetensors": lambda: safetensors.numpy.save({"gradient": array}),
             **packers,
         },
         array.nbytes,
@@ -155,15 +184,17 @@ def bench_decode(measure, name):
     array = data(name)
     frame = b"".join(codec.encode(array))
     out = np.zeros_like(array)
-    pickled, packed = pickle.dumps(array, 5), lz4.frame.compress(memoryview(array).cast("B"))
-    saved = safetensors.numpy.save({"gradient": array})
+    pickled, saved = pickle.dumps(array, 5), safetensors.numpy.save({"gradient": array})
+    stored = io.BytesIO()
+    torch.save(torch.from_numpy(array), stored)
     measure(
         {
             "smlt": lambda: codec.decode_into(frame, out),
             "copy": copy_limit(array),
             "pickle_5": lambda: pickle.loads(pickled),
+            "torch_save": torch_load(stored),
             "safetensors": lambda: safetensors.numpy.load(saved),
-            "lz4_frame": lambda: lz4.frame.decompress(packed),
+            **unpacking(array),
         },
         array.nbytes,
     )

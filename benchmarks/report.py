@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,18 @@ LEGEND = """- **GB/s**: bytes of input (uncompressed) a second; one thread, unle
 - **of limit**: of the speed at which C code reads the same arrays, eight at a time, and does
   nothing else, in the same rounds; for a contiguous frame, of a bare copy into memory of the same
   kind.
-- **target**: ✓ reached, ✗ missed, ◆ out of reach: at the limit, less the traffic of what must
-  be written, the ratio would be the figure in brackets."""
+- **target**: ✓ reached, ✗ missed, ◆ out of reach. In brackets: the ratio at the limit, less the
+  traffic of what must be written."""
 
 Bench = dict[str, Any]
 
 
-def write_report(measured: dict[str, Any], folder: Path) -> None:
-    benches = measured["benchmarks"]
+def write_report(measured: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write RESULTS.md and the chart from what pytest-benchmark measured, file by file."""
+    benches = [bench for part in measured for bench in part["benchmarks"]]
     lines = [
         PREAMBLE,
-        *environment(measured["commit_info"]["id"]),
+        *environment(measured[0]["commit_info"]["id"]),
         "",
         LEGEND,
         "",
@@ -140,7 +142,9 @@ def verdict(bench: Bench, peer: str, least: float) -> str:
     if got >= least:
         return f"✓ {text}"
     best = reachable(bench, peer)
-    return f"◆ {text} ({best:.2f})" if best is not None and best < least else f"✗ {text}"
+    if best is None:
+        return f"✗ {text}"
+    return f"{'◆' if best < least else '✗'} {text} ({best:.2f})"
 
 
 def reachable(bench: Bench, peer: str) -> float | None:
