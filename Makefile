@@ -22,9 +22,9 @@ all: build check test
 
 setup: $(VENV)/.smlt-dev
 
-build: $(VENV)/.smlt-core
+build: $(VENV)/.smlt-compiled
 
-check: $(VENV)/.smlt-core
+check: $(VENV)/.smlt-compiled
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -34,18 +34,18 @@ check: $(VENV)/.smlt-core
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
 		smlt._core.shard_reduce smlt._core.codec
 
-test: $(VENV)/.smlt-core
+test: $(VENV)/.smlt-compiled
 	$(PYTEST) -m "not slow" $(TOGETHER)
 
-test-slow: $(VENV)/.smlt-core
+test-slow: $(VENV)/.smlt-compiled
 	$(PYTEST) -m slow --timeout 1800
 
 # The kernels' tests once more on their NumPy twins, and on a build that checks every index.
-test-twins: $(VENV)/.smlt-core
+test-twins: $(VENV)/.smlt-compiled
 	SMLT_PURE_PYTHON=1 $(PYTEST) -m "not slow" $(TOGETHER) tests/core
 
 # Leaves the fast build behind, but not in CI, which throws its tree away.
-test-checked: $(VENV)/.smlt-core
+test-checked: $(VENV)/.smlt-compiled
 	SMLT_DEBUG_BUILD=1 $(COMPILE) --force
 	$(PYTEST) -m "not slow" $(TOGETHER) tests/core tests/fuzz; status=$$?; \
 		test "$$CI" = true || $(COMPILE) --force; exit $$status
@@ -53,16 +53,16 @@ test-checked: $(VENV)/.smlt-core
 # Whole jobs on simulated time, with faults drawn from seeds; one seed again:
 #   .venv/bin/python -m tests.simulation --seed 17
 SEEDS ?= 1000
-simulate: $(VENV)/.smlt-core
+simulate: $(VENV)/.smlt-compiled
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --coverage
 
-bench: $(VENV)/.smlt-core
+bench: $(VENV)/.smlt-compiled
 	$(BIN)/python -m benchmarks
 
 # Random faults at random moments of real jobs, whose digests must stay the same.
 SEED ?= 1
 MINUTES ?= 3
-chaos: $(VENV)/.smlt-core
+chaos: $(VENV)/.smlt-compiled
 	PYTHONPATH=tests $(BIN)/python -m faults.chaos --seed $(SEED) --minutes $(MINUTES)
 
 demo: $(VENV)/.smlt-demo
@@ -80,7 +80,7 @@ $(BIN)/python:
 
 $(VENV)/.smlt-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) ".[dev]"
-	touch $@ $(VENV)/.smlt-demo $(VENV)/.smlt-core
+	touch $@ $(VENV)/.smlt-demo $(VENV)/.smlt-compiled
 
 # The extras of dev include the demo's: whoever has those does not install again.
 $(VENV)/.smlt-demo: pyproject.toml | $(BIN)/python
@@ -88,7 +88,7 @@ $(VENV)/.smlt-demo: pyproject.toml | $(BIN)/python
 	touch $@
 
 # An install has compiled the core, so there is nothing to do unless a source is newer than that.
-$(VENV)/.smlt-core: $(CORE) setup.py $(VENV)/.smlt-dev
+$(VENV)/.smlt-compiled: $(CORE) setup.py $(VENV)/.smlt-dev
 	test -z "$$(find $(CORE) setup.py -newer $@ 2>&1)" || \
 		$(COMPILE)
 	touch $@

@@ -43,7 +43,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(name) for name in ("shard_reduce", "_frame", "codec")],
+        [extension(path.stem) for path in sorted(Path("smlt/_core").glob("*.pyx"))],
         compiler_directives=DIRECTIVES,
     ),
     options={"build_ext": {"parallel": os.cpu_count() or 1}},

@@ -13,10 +13,7 @@
 #include "lanes.h"
 #include "xxh3.h"
 
-#define CHUNK 65536
 #define MAP_BYTES (CHUNK / 2 / 8) /* of two-byte words, the most there can be */
-
-enum { RAW, ZERO, LZ4, BITMAP };
 
 /* ---- copying ---- */
 

@@ -13,8 +13,13 @@
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from smlt._core import arguments
 
 MAGIC = b"SMLT"
 VERSION = 1
@@ -40,6 +45,14 @@ ITEM_BYTES = {
 NUMPY_TYPES = {"fp32": "<f4", "fp16": "<f2", "bf16": "<u2", "fp64": "<f8", "bool": "|b1"} | {
     name: f"<{name[0]}{size}" for name, size in ITEM_BYTES.items() if "int" in name
 }
+# The struct formats of buffers that hold a dtype.
+FORMATS = {
+    "fp32": "f", "fp16": "eH", "bf16": "H", "fp64": "d", "bool": "?",
+    "int8": "b", "int16": "h", "int32": "il", "int64": "lq",
+    "uint8": "B", "uint16": "H", "uint32": "IL", "uint64": "LQ",
+}  # fmt: skip
+# bf16 comes as uint16, which stands for itself unless the sender says so.
+DTYPE_OF = {np.dtype(code).str: name for name, code in NUMPY_TYPES.items() if name != "bf16"}
 
 
 class FrameFormatError(ValueError):
@@ -101,30 +114,56 @@ class Header:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def check_sendable(header: Header) -> None:
-    """Refuse to make a frame that no receiver would take.
+def sendable(tensors: tuple[TensorInfo, ...], flags: Any, weight: Any, meta: Any) -> Header:
+    """Return a header, or refuse to make a frame that no receiver would take.
 
     Raises:
-        ValueError: flags, weight, meta, a name or a shape is outside the format's limits.
+        TypeError: flags, weight or meta is of another type.
+        ValueError: flags, meta, a name or a shape is outside the format's limits.
     """
-    if not 0 <= header.flags < 1 << 32:
-        raise ValueError(f"flags must be an unsigned 32-bit mask, not {header.flags}")
-    if len(header.meta) > MAX_META:
-        raise ValueError(f"meta has {len(header.meta)} bytes, the limit is {MAX_META}")
-    if len(header.tensors) > MAX_TENSORS:
-        raise ValueError(f"{len(header.tensors)} tensors, the limit is {MAX_TENSORS}")
-    for tensor in header.tensors:
+    if not isinstance(meta, bytes):
+        raise TypeError(f"meta must be bytes, not {arguments.kind(meta)}")
+    if len(meta) > MAX_META:
+        raise ValueError(f"meta has {len(meta)} bytes, the limit is {MAX_META}")
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"{len(tensors)} tensors, the limit is {MAX_TENSORS}")
+    for tensor in tensors:
         name, dims = tensor.name, len(tensor.shape)
-        if len(name.encode()) > MAX_NAME:
+        if name_bytes(name) > MAX_NAME:
             raise ValueError(f"a tensor's name has more than {MAX_NAME} bytes: {name[:40]!r}...")
         if dims > MAX_DIMS:
             raise ValueError(f"tensor {name!r} has {dims} dimensions, the limit is {MAX_DIMS}")
+    mask = arguments.integer("flags", flags, 0, (1 << 32) - 1)
+    return Header(tensors, mask, arguments.number("weight", weight), meta)
+
+
+def name_bytes(name: str) -> int:
+    """Return the length of a tensor's name on the wire.
+
+    Raises:
+        ValueError: it has characters that UTF-8 has not.
+    """
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"the tensor's name {name[:40]!r} cannot be written as UTF-8") from None
+
+
+def frame_bound(nbytes: int, meta_bytes: int = 0) -> int:
+    """Return the most bytes that a frame of one tensor of `nbytes` takes.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is negative.
+    """
+    payload = arguments.integer("nbytes", nbytes)
+    return payload + 12 * -(-payload // CHUNK) + arguments.integer("meta_bytes", meta_bytes) + 1024
 
 
 def pack_fields(header: Header, chunks: bytes, sums: bytes) -> bytes:
     """Return the msgpack part of the header."""
     tensors = [[tensor.name, tensor.dtype, tensor.shape] for tensor in header.tensors]
-    values = (tensors, header.flags, float(header.weight), header.meta, chunks, sums)
+    values = (tensors, header.flags, header.weight, header.meta, chunks, sums)
     packed: bytes = msgpack.packb(dict(zip(KEYS, values, strict=True)))
     if len(packed) - len(chunks) - len(sums) > MAX_FIXED_HEADER:
         raise ValueError(f"names, shapes and meta take {len(packed)} bytes of header: too many")
@@ -153,3 +192,23 @@ def check_tensor(tensor: TensorInfo) -> None:
 def header_limit(max_bytes: int) -> int:
     """Return the longest msgpack part that tensors of `max_bytes` in all may need."""
     return MAX_FIXED_HEADER + 12 * (max_bytes // CHUNK + MAX_TENSORS)
+
+
+def plain_array(array: Any, what: str) -> NDArray[Any]:
+    """Return an array as NumPy sees it, without a copy.
+
+    Raises:
+        TypeError: it is none, or of a dtype that frames do not carry.
+        BufferError: it is not C-contiguous.
+    """
+    try:
+        plain = np.asarray(array, copy=False)
+    except (TypeError, ValueError, RuntimeError) as exc:
+        # torch says here what to do; NumPy only that it would have to copy.
+        reason = "" if isinstance(exc, ValueError) else f": {str(exc).splitlines()[0]}"
+        raise TypeError(f"{what} is {arguments.kind(array)}, not an array{reason}") from None
+    if not plain.flags.c_contiguous:
+        raise BufferError(f"{what} must be C-contiguous")
+    if plain.dtype.str not in DTYPE_OF:
+        raise TypeError(f"{what} has dtype {plain.dtype}, which frames do not carry")
+    return plain

@@ -9,34 +9,11 @@
 #include "chunks.h"
 #include "reduction.h"
 
-static inline uint32_t entry_of(int mode, size_t size) { return (uint32_t)mode << 28 | (uint32_t)size; }
-static inline int entry_mode(uint32_t entry) { return (int)(entry >> 28); }
-static inline size_t entry_size(uint32_t entry) { return entry & 0x0fffffffu; }
-
 /* ---- encoding ---- */
-
-typedef struct {
-    const uint8_t *src;  /* one tensor */
-    size_t bytes;
-    int word;            /* 4 or 2, or 0: neither zeros nor repeats are looked for */
-    uint32_t *entries;   /* per chunk; filled with candidate modes by probe_chunks */
-    uint64_t *sums;      /* per chunk, or NULL */
-    uint8_t *dst;        /* receives encoded chunks, and raw ones too if copy_raw */
-    size_t used;
-    int copy_raw;
-} chunk_encoder;
-
-static size_t chunk_count(size_t bytes) { return bytes / CHUNK + (bytes % CHUNK != 0); }
-
-static size_t chunk_bytes(size_t bytes, size_t chunk) {
-    const size_t rest = bytes - chunk * CHUNK;
-    return rest < CHUNK ? rest : CHUNK;
-}
 
 /* An encoded chunk must save an eighth, or raw is the better bargain for both ends. */
 static size_t worthwhile_size(size_t bytes) { return bytes - bytes / 8; }
 
-/* Returns the room that the candidates need if all are encoded. */
 static size_t probe_chunks(chunk_encoder *e) {
     size_t room = 0;
     for (size_t c = 0; c < chunk_count(e->bytes); c++) {
@@ -65,7 +42,6 @@ static void encode_words(chunk_encoder *e, size_t c) {
     else store_chunk(e, c, size ? BITMAP : ZERO, e->dst + e->used, size);
 }
 
-/* Encode from chunk c on; stops at the first that asks for LZ4 and returns its number. */
 static size_t encode_chunks(chunk_encoder *e, size_t c) {
     for (; c < chunk_count(e->bytes); c++) {
         const int mode = entry_mode(e->entries[c]);
@@ -76,7 +52,6 @@ static size_t encode_chunks(chunk_encoder *e, size_t c) {
     return c;
 }
 
-/* What the encoder stopped at: LZ4's result, a bitmap or raw, whichever is smallest. */
 static void store_smallest(chunk_encoder *e, size_t c, const uint8_t *compressed, size_t size) {
     const uint8_t *chunk = e->src + c * CHUNK;
     const size_t bytes = chunk_bytes(e->bytes, c), limit = worthwhile_size(bytes);
@@ -93,23 +68,6 @@ static void store_smallest(chunk_encoder *e, size_t c, const uint8_t *compressed
 }
 
 /* ---- decoding ---- */
-
-typedef struct {
-    const uint8_t *payload;
-    size_t payload_bytes;
-    const uint8_t *entries;  /* little-endian u32 per chunk, or NULL: all raw */
-    const uint8_t *sums;     /* little-endian u64 per chunk, or NULL: not looked at */
-    const uint64_t *offsets; /* of each chunk in the payload, and the end */
-    size_t first, bytes;     /* the tensor in question: its first chunk and its size */
-    int word;
-} frame_part;
-
-enum { FINE, BAD_CHECKSUM, BAD_CHUNK };
-
-typedef struct {
-    int kind;
-    size_t frame, chunk;
-} frame_fault;
 
 static int chunk_mode(const frame_part *part, size_t c) {
     return part->entries ? entry_mode(read32(part->entries + 4 * (part->first + c))) : RAW;
@@ -140,14 +98,10 @@ static frame_fault verify_part(const frame_part *part) {
 }
 
 typedef struct {
-    const frame_part *part;
-    uint8_t *dst;     /* exact bits, or */
-    float *wide;      /* widened from wire_dtype (and added, if add) */
-    int add, wire_dtype;
-    const float *scale;
-    uint8_t *rooms;   /* CHUNK bytes a thread */
+    const decode_job *job;
+    uint8_t *rooms; /* CHUNK bytes a thread */
     frame_fault faults[MAX_THREADS];
-} decode_job;
+} decode_run;
 
 static int decode_one(const decode_job *job, size_t c, uint8_t *room) {
     const size_t bytes = chunk_bytes(job->part->bytes, c), item = job->wire_dtype == FP32 ? 4 : 2;
@@ -168,12 +122,12 @@ static int decode_one(const decode_job *job, size_t c, uint8_t *room) {
 }
 
 static void decode_chunks(void *context, int thread, size_t begin, size_t end) {
-    decode_job *job = context;
-    uint8_t *room = job->rooms + (size_t)thread * CHUNK;
+    decode_run *run = context;
+    uint8_t *room = run->rooms + (size_t)thread * CHUNK;
     for (size_t c = begin; c < end; c++) {
-        const int right = sum_is_right(job->part, c);
-        if (right && decode_one(job, c, room)) continue;
-        job->faults[thread] = (frame_fault){right ? BAD_CHUNK : BAD_CHECKSUM, 0, c};
+        const int right = sum_is_right(run->job->part, c);
+        if (right && decode_one(run->job, c, room)) continue;
+        run->faults[thread] = (frame_fault){right ? BAD_CHUNK : BAD_CHECKSUM, 0, c};
         return;
     }
 }
@@ -184,26 +138,23 @@ static frame_fault first_fault(const frame_fault *faults, int threads) {
     return (frame_fault){FINE, 0, 0};
 }
 
-static frame_fault run_decode(decode_job *job, int threads) {
-    memset(job->faults, 0, sizeof job->faults);
-    run_parallel(decode_chunks, job, threads, chunk_count(job->part->bytes));
-    return first_fault(job->faults, threads);
+static frame_fault decode_part(const decode_job *job, int threads) {
+    decode_run run = {.job = job};
+    threads = worthwhile_threads(threads, job->part->bytes);
+    if (!(run.rooms = malloc((size_t)CHUNK * (size_t)threads))) return (frame_fault){NO_MEMORY, 0, 0};
+    run_parallel(decode_chunks, &run, threads, chunk_count(job->part->bytes));
+    free(run.rooms);
+    return first_fault(run.faults, threads);
 }
 
 /* ---- decode and reduce: chunk by chunk across all frames ---- */
 
 typedef struct {
-    const frame_part *parts;
-    size_t streams, count;
-    int dtype, order;
-    int skip_zeros;          /* allowed where scale > 0 and weights >= 0 keep +0.0 a +0.0 */
-    stream_weights weights;
-    const double *scale;
-    float *out;
+    const frame_reduction *job;
     uint8_t *rooms;
     size_t room;
     frame_fault faults[MAX_THREADS];
-} frame_reduction;
+} frame_reduction_run;
 
 static const uint8_t zero_chunk[CHUNK];
 
@@ -291,45 +242,43 @@ static int reduce_frames_chunk(const frame_reduction *job, block_sum *sum, uint8
 }
 
 static void reduce_frames_chunks(void *context, int thread, size_t begin, size_t end) {
-    frame_reduction *job = context;
-    uint8_t *room = job->rooms + job->room * (size_t)thread;
-    uint8_t *scratch = room + job->room - (size_t)GROUP * CHUNK;
+    frame_reduction_run *run = context;
+    const frame_reduction *job = run->job;
+    uint8_t *room = run->rooms + run->room * (size_t)thread;
+    uint8_t *scratch = room + run->room - (size_t)GROUP * CHUNK;
     block_sum sum = block_sum_in(room, job->order, job->dtype, job->streams,
                                  CHUNK / (job->dtype == FP32 ? 4 : 2));
     for (size_t c = begin; c < end; c++)
-        if (!reduce_frames_chunk(job, &sum, scratch, c, &job->faults[thread])) return;
+        if (!reduce_frames_chunk(job, &sum, scratch, c, &run->faults[thread])) return;
 }
 
-static int frame_reduction_threads(const frame_reduction *job, int asked) {
-    return worthwhile_threads(asked, job->streams * job->parts[0].bytes, THREAD_BYTES);
-}
-
-/* Nothing to decode and nothing to verify: the frames are shards. Returns 0 where that is not so,
- * or where there is no memory for it. */
-static int run_as_shards(const frame_reduction *job, int threads) {
+/* Nothing to decode and nothing to verify: the frames are shards. */
+static int are_shards(const frame_reduction *job) {
     for (size_t i = 0; i < job->streams; i++)
         if (job->parts[i].entries || job->parts[i].sums) return 0;
+    return 1;
+}
+
+static int reduce_as_shards(const frame_reduction *job, int threads) {
     const uint8_t **in = malloc(job->streams * sizeof *in);
-    reduction shards = {.in = in, .streams = job->streams, .count = job->count, .dtype = job->dtype,
-                        .order = job->order, .finish = STORE, .weights = job->weights,
-                        .scale = job->scale, .out = job->out};
-    plan_reduction(&shards);
-    shards.rooms = malloc(shards.room * (size_t)threads + 1);
-    if (in && shards.rooms) {
-        for (size_t i = 0; i < job->streams; i++) in[i] = job->parts[i].payload;
-        run_reduction(&shards, threads);
-    }
-    const int done = in && shards.rooms;
+    const reduction shards = {.in = in, .streams = job->streams, .count = job->count,
+                              .dtype = job->dtype, .order = job->order, .finish = STORE,
+                              .weights = job->weights, .scale = job->scale, .out = job->out};
+    if (!in) return 0;
+    for (size_t i = 0; i < job->streams; i++) in[i] = job->parts[i].payload;
+    const int done = reduce_streams(&shards, threads, NULL);
     free(in);
-    free(shards.rooms);
     return done;
 }
 
-static frame_fault run_frame_reduction(frame_reduction *job, int threads) {
-    memset(job->faults, 0, sizeof job->faults);
-    if (!run_as_shards(job, threads))
-        run_parallel(reduce_frames_chunks, job, threads, chunk_count(job->parts[0].bytes));
-    return first_fault(job->faults, threads);
+static frame_fault reduce_frames(const frame_reduction *job, int threads) {
+    frame_reduction_run run = {.job = job, .room = frame_reduction_room(job)};
+    if (are_shards(job)) return (frame_fault){reduce_as_shards(job, threads) ? FINE : NO_MEMORY, 0, 0};
+    threads = worthwhile_threads(threads, job->streams * job->parts[0].bytes);
+    if (!(run.rooms = malloc(run.room * (size_t)threads))) return (frame_fault){NO_MEMORY, 0, 0};
+    run_parallel(reduce_frames_chunks, &run, threads, chunk_count(job->parts[0].bytes));
+    free(run.rooms);
+    return first_fault(run.faults, threads);
 }
 
 #endif

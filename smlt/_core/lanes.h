@@ -7,28 +7,9 @@
 #ifndef SMLT_LANES_H
 #define SMLT_LANES_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#define GROUP 8 /* streams read at once: what one core's prefetchers follow */
-
-enum { FP32, FP16, BF16 };
-enum { FOLD, TREE, DOUBLE };
+#include "kernels.h"
 
 typedef float unaligned_float __attribute__((aligned(1), may_alias));
-
-typedef struct {
-    float lr, momentum, weight_decay;
-    float take; /* 1 - dampening; 1 in the first step, as torch has it */
-    int nesterov;
-} sgd_rule;
-
-typedef struct {
-    float shrink;              /* 1 - lr * weight_decay */
-    float rest1, beta2, rest2; /* rest = 1 - beta */
-    float step_size, root_correction, eps;
-} adamw_rule;
 
 typedef struct {
     const char *name;

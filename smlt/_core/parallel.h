@@ -3,9 +3,10 @@
 #define SMLT_PARALLEL_H
 
 #include <pthread.h>
-#include <stddef.h>
 
-#define MAX_THREADS 64
+#include "kernels.h"
+
+#define THREAD_BYTES ((size_t)1 << 20) /* of input: less is not worth a thread */
 
 typedef void (*range_task)(void *context, int thread, size_t begin, size_t end);
 
@@ -42,9 +43,9 @@ static void run_parallel(range_task task, void *context, int threads, size_t uni
         if (started[t]) pthread_join(handle[t], NULL);
 }
 
-/* As many threads as asked for, but none for less than `least` bytes: starting one costs more. */
-static int worthwhile_threads(int asked, size_t bytes, size_t least) {
-    const size_t useful = bytes / least;
+/* As many threads as asked for, but none for less than a megabyte: starting one costs more. */
+static int worthwhile_threads(int asked, size_t bytes) {
+    const size_t useful = bytes / THREAD_BYTES;
     int threads = asked < MAX_THREADS ? asked : MAX_THREADS;
     if (useful < (size_t)threads) threads = (int)useful;
     return threads < 1 ? 1 : threads;

@@ -19,8 +19,7 @@
 #ifndef BLOCK
 #define BLOCK 32768
 #endif
-#define LEVELS 32                   /* of the tree above the groups */
-#define THREAD_BYTES ((size_t)1 << 20) /* of input: less is not worth a thread */
+#define LEVELS 32 /* of the tree above the groups */
 
 /* The partial sums of one block under way. */
 typedef struct {
@@ -34,11 +33,6 @@ typedef struct {
     float *narrow;         /* DOUBLE: eight widened streams of halves */
     size_t stride;
 } block_sum;
-
-typedef struct {
-    const float *narrow;
-    const double *wide;
-} stream_weights;
 
 static size_t tree_levels(size_t streams) {
     size_t levels = 1;
@@ -162,47 +156,29 @@ static void add_group(block_sum *sum, float *dst, const uint8_t *const *in, stre
 
 /* ---- the batch form ---- */
 
-enum { STORE, CAST, SGD, ADAMW };
-
+/* A reduction under way: in blocks of `block` elements, with `room` bytes of scratch a thread. */
 typedef struct {
-    const uint8_t **in;
-    size_t streams, count;  /* count: elements of each stream */
-    int dtype, order, finish;
-    stream_weights weights; /* one per stream, or NULL */
-    const double *scale;
-    float *out;             /* STORE */
-    uint16_t *wire;         /* CAST, to wire_dtype, with an optional residual */
-    int wire_dtype;
-    float *residual;
-    float *param, *first, *second; /* SGD: first is the velocity; ADAMW: both moments */
-    sgd_rule sgd;
-    adamw_rule adamw;
-    double *norms;          /* per block, or NULL */
-    uint8_t *rooms;         /* scratch of all threads */
-    size_t room, block;
-} reduction;
+    const reduction *job;
+    size_t block, room;
+    uint8_t *rooms;
+    double *norms; /* per block, or NULL */
+} reduction_run;
 
 static size_t block_elements(size_t count) {
     return count < BLOCK ? (count + 63) / 64 * 64 : BLOCK;
 }
 
 /* One group whose sum goes straight to the output needs no scratch at all. */
-static size_t reduction_room(const reduction *job) {
+static size_t reduction_room(const reduction *job, size_t block) {
     const int direct = job->streams <= GROUP && job->order != DOUBLE;
-    const size_t sums = direct ? 0 : sum_room(job->order, job->streams, job->block);
-    return sums + (job->finish == STORE ? 0 : 4 * job->block);
-}
-
-static void plan_reduction(reduction *job) {
-    job->block = block_elements(job->count);
-    job->room = reduction_room(job);
+    const size_t sums = direct ? 0 : sum_room(job->order, job->streams, block);
+    return sums + (job->finish == STORE ? 0 : 4 * block);
 }
 
 static void cast_to(uint16_t *dst, const float *x, size_t n, int dtype) {
     (dtype == FP16 ? lanes->to_fp16 : lanes->to_bf16)(dst, x, n);
 }
 
-/* wire = encode(x + residual), residual = (x + residual) - decode(wire); or wire = encode(x). */
 static void cast_tensor(uint16_t *wire, float *residual, const float *x, size_t count, int dtype) {
     enum { PIECE = 2048 };
     float exact[PIECE], sent[PIECE];
@@ -243,59 +219,51 @@ static void reduce_block(const reduction *job, block_sum *sum, float *dst, size_
 }
 
 static void reduce_blocks(void *context, int thread, size_t begin, size_t end) {
-    const reduction *job = context;
-    uint8_t *room = job->room ? job->rooms + job->room * (size_t)thread : NULL;
-    float *mean = job->finish == STORE ? NULL : (float *)(room + job->room) - job->block;
-    block_sum sum = block_sum_in(room, job->order, job->dtype, job->streams, job->block);
+    const reduction_run *run = context;
+    const reduction *job = run->job;
+    uint8_t *room = run->room ? run->rooms + run->room * (size_t)thread : NULL;
+    float *mean = job->finish == STORE ? NULL : (float *)(room + run->room) - run->block;
+    block_sum sum = block_sum_in(room, job->order, job->dtype, job->streams, run->block);
     for (size_t b = begin; b < end; b++) {
-        const size_t at = b * job->block, rest = job->count - at;
-        const size_t n = rest < job->block ? rest : job->block;
+        const size_t at = b * run->block, rest = job->count - at;
+        const size_t n = rest < run->block ? rest : run->block;
         float *dst = job->finish == STORE ? job->out + at : mean;
         begin_block(&sum, n);
         reduce_block(job, &sum, dst, at);
-        if (job->norms) job->norms[b] = lanes->squared_norm(dst, n);
+        if (run->norms) run->norms[b] = lanes->squared_norm(dst, n);
         if (job->finish != STORE) finish_block(job, mean, at, n);
     }
 }
 
-static int reduction_threads(const reduction *job, int asked) {
-    const size_t item = job->dtype == FP32 ? 4 : 2;
-    return worthwhile_threads(asked, job->streams * job->count * item, THREAD_BYTES);
-}
-
-static size_t reduction_blocks(const reduction *job) {
-    return job->count ? (job->count + job->block - 1) / job->block : 0;
-}
-
-static void run_reduction(reduction *job, int threads) {
-    run_parallel(reduce_blocks, job, threads, reduction_blocks(job));
+static int reduce_streams(const reduction *job, int threads, double *squared_norm) {
+    const size_t item = job->dtype == FP32 ? 4 : 2, block = block_elements(job->count);
+    const size_t blocks = job->count ? (job->count + block - 1) / block : 0;
+    reduction_run run = {.job = job, .block = block, .room = reduction_room(job, block)};
+    threads = worthwhile_threads(threads, job->streams * job->count * item);
+    const size_t scratch = run.room * (size_t)threads, norms = squared_norm ? 8 * blocks : 0;
+    if (scratch + norms && !(run.rooms = malloc(scratch + norms))) return 0;
+    if (norms) run.norms = (double *)(run.rooms + scratch);
+    run_parallel(reduce_blocks, &run, threads, blocks);
+    if (squared_norm) *squared_norm = 0.0;
+    for (size_t b = 0; norms && b < blocks; b++) *squared_norm += run.norms[b];
+    free(run.rooms);
+    return 1;
 }
 
 /* ---- one group of a stream ---- */
 
 typedef struct {
-    float *dst;             /* scale * (left + sum of the streams), or NULL: */
-    const float *left;
-    double *wide;           /* wide += sum of the streams */
-    const uint8_t **in;
-    stream_weights weights;
-    int k, dtype, tree;
-    size_t count;
-    const double *scale;
+    const group_step *step;
+    size_t room;
     uint8_t *rooms;
-} group_step;
-
-static size_t group_room(int threads) { return sum_room(DOUBLE, GROUP, BLOCK) * (size_t)threads; }
-
-static int group_threads(const group_step *step, int asked) {
-    return worthwhile_threads(asked, (size_t)step->k * step->count * 4, THREAD_BYTES);
-}
+} group_run;
 
 static void add_group_blocks(void *context, int thread, size_t begin, size_t end) {
-    const group_step *step = context;
+    const group_run *run = context;
+    const group_step *step = run->step;
     const size_t item = step->dtype == FP32 ? 4 : 2;
     const float scale = step->scale ? (float)*step->scale : 1.0f;
-    block_sum sum = block_sum_in(step->rooms + group_room(1) * (size_t)thread, DOUBLE, step->dtype,
+    block_sum sum = block_sum_in(run->rooms + run->room * (size_t)thread, DOUBLE, step->dtype,
                                  GROUP, BLOCK);
     for (size_t b = begin; b < end; b++) {
         const size_t at = b * BLOCK, rest = step->count - at, n = rest < BLOCK ? rest : BLOCK;
@@ -313,8 +281,13 @@ static void add_group_blocks(void *context, int thread, size_t begin, size_t end
     }
 }
 
-static void run_group(group_step *step, int threads) {
-    run_parallel(add_group_blocks, step, threads, (step->count + BLOCK - 1) / BLOCK);
+static int add_streams(const group_step *step, int threads) {
+    group_run run = {.step = step, .room = sum_room(DOUBLE, GROUP, BLOCK)};
+    threads = worthwhile_threads(threads, (size_t)step->k * step->count * 4);
+    if (!(run.rooms = malloc(run.room * (size_t)threads))) return 0;
+    run_parallel(add_group_blocks, &run, threads, (step->count + BLOCK - 1) / BLOCK);
+    free(run.rooms);
+    return 1;
 }
 
 static void round_wide(float *dst, const double *wide, double scale, size_t n) {

@@ -45,12 +45,6 @@ static inline uint64_t read64(const uint8_t *p) {
     return value;
 }
 
-static inline uint32_t read32(const uint8_t *p) {
-    uint32_t value;
-    memcpy(&value, p, 4);
-    return value;
-}
-
 static inline uint64_t fold_product(uint64_t a, uint64_t b) {
     const unsigned __int128 product = (unsigned __int128)a * b;
     return (uint64_t)product ^ (uint64_t)(product >> 64);

@@ -25,14 +25,9 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(shard_reduce=reference_shard_reduce, codec=reference_codec)
         return
     best = _core.shard_reduce.instruction_set()
-    _choose(request.param)
+    _core.shard_reduce.use_instruction_set(request.param)
     yield SimpleNamespace(shard_reduce=_core.shard_reduce, codec=_core.codec)
-    _choose(best)
-
-
-def _choose(name: str) -> None:
-    for module in (_core.shard_reduce, _core.codec):
-        module.use_instruction_set(name)
+    _core.shard_reduce.use_instruction_set(best)
 
 
 @pytest.fixture

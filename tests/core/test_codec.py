@@ -298,7 +298,7 @@ def test_bf16_bits_can_be_sent_as_they_are(codec, rng):
             np.zeros((2, 3), "f4"),
             {"wire_dtype": "fp16", "residual": np.zeros((3, 2), "f4").T},
             BufferError,
-            "residual must be C-contiguous",
+            "residual must be writable and C-contiguous",
         ),
     ],
 )
