@@ -28,7 +28,8 @@ SUFFIX = ".abi3.so"
 _GLIBC = "2.17"
 """Older than Amazon Linux 2's, and what manylinux2014 asks for."""
 _BUILD_S = 600.0
-_MODULES = ("_frame", "codec", "shard_reduce")
+_HOME = Path(smlt.__file__).parent / "_core"
+_MODULES = tuple(sorted(path.stem for path in _HOME.glob("*.pyx")))
 _SOURCES = (".pyx", ".pxd", ".h")
 # As in setup.py: the same code must give the same bits.
 _DIRECTIVES = (
@@ -59,14 +60,13 @@ def core_files(machine: Machine, cache: Path, given: Path | None = None) -> dict
     """
     if given is not None:
         return _found(given)
-    home = Path(smlt.__file__).parent / "_core"
-    built = cache / "cores" / f"{_key(home)}-{machine.processor}"
+    built = cache / "cores" / f"{_key(_HOME)}-{machine.processor}"
     if not built.is_dir():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made = Path(folder) / "made"
             made.mkdir()
-            _build(home, Path(folder), made, machine)
+            _build(_HOME, Path(folder), made, machine)
             try:
                 made.rename(built)  # whole, or not at all
             except OSError:
@@ -80,7 +80,7 @@ def _found(folder: Path) -> dict[str, Path]:
     for module in _MODULES:
         found = sorted(folder.glob(f"{module}.*so"))
         if not found:
-            raise ConfigError(f"{folder} holds no compiled {module}: give the folder of all three")
+            raise ConfigError(f"{folder} holds no compiled {module}: give a folder of all")
         files[found[0].name] = found[0]
     return files
 
