@@ -7,6 +7,7 @@ from pathlib import Path
 
 from smlt.aws.api import open_api
 from smlt.aws.deployment import Change, Deployment
+from smlt.aws.doctor import Finding, examine
 from smlt.aws.release import deployment_name
 from smlt.aws.removal import Deployed
 from smlt.aws.shipment import Shipment, prepare
@@ -60,3 +61,12 @@ async def destroy(
         else:
             await deployed.remove(told)
     return name
+
+
+async def diagnose(
+    objects: str, parameters: str | None, aws: AwsConfig, workers: int
+) -> list[Finding]:
+    """Look for what would keep a job from running."""
+    async with open_api(aws.region) as api:
+        name = deployment_name(aws.name, objects)
+        return await examine(api, name, objects, parameters, workers)

@@ -212,6 +212,19 @@ class WorkerTask(_Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle(_Plain):
+    """A package that a function fetches from the object store before it imports it."""
+
+    name: str
+    version: str
+    sha256: str
+    packed: int
+    """Bytes in the store."""
+    unpacked: int
+    """Bytes that its files take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankState(_Plain):
     """What a rank says of itself with every heartbeat."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from smlt.aws.shipment import Shipment, prepare
@@ -22,6 +23,8 @@ from smlt.messages import JobSpec
 from smlt.place import Place, aws_place, embedded_place, inline_place
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
+
+AWS_START_S = 180.0
 
 
 class Session(Lead):
@@ -74,6 +77,9 @@ class Session(Lead):
                 init_from=await artifact_manager.upload_weights(objects, config.init_from),
                 **training_settings(config),
             )
+            if isinstance(package, Shipment):
+                # A first call may have packages to fetch, and a network interface to wait for.
+                spec = replace(spec, limits=replace(spec.limits, start_s=AWS_START_S))
             async with self._place(run_dir, folder, target, spec, package) as place:
                 job = await Job.create(
                     objects, progress.job_id, spec, first_plan(config), this_client()

@@ -9,6 +9,7 @@ from smlt.aws.api import Api
 from smlt.aws.function import LambdaFunction
 from smlt.aws.release import Release
 from smlt.aws.resources import Account, Layer, LogGroup, Resource, Role
+from smlt.config.function import BUNDLES_VARIABLE
 from smlt.control.functions import Function
 from smlt.control.job_settings import function_environment
 from smlt.errors import ConfigError
@@ -88,6 +89,8 @@ class Deployment:
         told: Callable[[Change], None] = lambda change: None,
     ) -> LambdaFunction:
         environment = function_environment(memory_mb, threads, self.release.architecture)
+        if self.release.bundles is not None:
+            environment[BUNDLES_VARIABLE] = self.release.bundles
         group = LogGroup(self._api, self.release, memory_mb)
         function = LambdaFunction(
             self._api, self.release, memory_mb, environment, self._role, self._layer

@@ -83,13 +83,17 @@ class LambdaFunction:
         )
         version = str(made["Version"])
         await self._until_ready(version)
+        name = {"FunctionName": self.name}
+        await self._api.call(
+            "lambda", "put_function_recursion_config", doing, **name, RecursiveLoop=_RECURSION
+        )
         # A retry by the service would be a second worker under the first one's name. Each version
         # has a configuration of its own.
         await self._api.call(
             "lambda",
             "put_function_event_invoke_config",
             doing,
-            FunctionName=self.name,
+            **name,
             Qualifier=version,
             MaximumRetryAttempts=0,
             MaximumEventAgeInSeconds=60,
@@ -173,9 +177,6 @@ class LambdaFunction:
         """Set what stands beside the configuration."""
         doing, name = f"setting up the {self.title}", {"FunctionName": self.name}
         await self._until_ready(None)
-        await self._api.call(
-            "lambda", "put_function_recursion_config", doing, **name, RecursiveLoop=_RECURSION
-        )
         reserved = self._release.reserved_concurrency
         if reserved is None:
             await self._api.call("lambda", "delete_function_concurrency", doing, **name)

@@ -142,6 +142,8 @@ class Package:
         if wheel.name in self.asked_by:
             return self.asked_by[wheel.name]
         askers = [other.name for other in self.wheels if wheel.name in other.requires]
+        if not askers:
+            return "an extra of another package needs it"
         return f"{', '.join(askers)} need{'s' if len(askers) == 1 else ''} it"
 
 

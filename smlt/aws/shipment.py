@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from smlt.aws.bundles import bundle_list, make_bundle, upload_bundles
 from smlt.aws.package import Package, build_package
 from smlt.aws.release import Release, deployment_name
 from smlt.config import TrainConfig
@@ -17,6 +19,7 @@ from smlt.control.source_files import all_files
 from smlt.errors import ConfigError
 from smlt.io.keys import layer_key, package_key
 from smlt.io.object_store import ObjectStore
+from smlt.messages import Bundle
 from smlt.worker.task_loader import find_class
 
 _TORCH_TASK = "smlt.worker.torch_task"
@@ -29,6 +32,7 @@ class Shipment:
 
     package: Package
     release: Release
+    bundles: list[tuple[Bundle, Path]]
 
     @property
     def code(self) -> str:
@@ -50,6 +54,8 @@ class Shipment:
                 await asyncio.to_thread(package.write_layer, path)
                 told(f"uploading the packages ({path.stat().st_size / 1e6:.1f} MB)")
                 await objects.put_file(layer, path)
+        if self.bundles:
+            await upload_bundles(objects, self.bundles)
 
 
 def prepare(
@@ -64,7 +70,11 @@ def prepare(
         if url is None:
             raise ConfigError(f"AWS's functions cannot see this machine: name a store, {option}")
     torch = any(base.__module__ == _TORCH_TASK for base in _mro(target))
-    package = build_package(target, skip, aws, cache_dir(), torch=torch)
+    cache = cache_dir()
+    package = build_package(target, skip, aws, cache, torch=torch)
+    bundles = [make_bundle(wheel, cache) for wheel in package.bundled]
+    listed = bundle_list([bundle for bundle, _ in bundles])
+    unpacked = sum(bundle.unpacked for bundle, _ in bundles)
     release = Release(
         name=deployment_name(aws.name, str(config.object_store)),
         region=aws.region,
@@ -74,22 +84,25 @@ def prepare(
         architecture=aws.architecture,
         code=package.code_digest,
         layer=package.layer_digest,
-        ephemeral_mb=aws.ephemeral_mb or _ephemeral_mb(data),
+        bundles=hashlib.sha256(listed).hexdigest() if bundles else None,
+        ephemeral_mb=aws.ephemeral_mb or _ephemeral_mb(data, unpacked),
         role=aws.role,
         subnets=aws.subnets,
         security_groups=aws.security_groups,
         reserved_concurrency=aws.reserved_concurrency,
         log_days=aws.log_days,
     )
-    return Shipment(package, release)
+    return Shipment(package, release, bundles)
 
 
 def _mro(target: Target) -> tuple[type, ...]:
     return find_class(target.reference, target.root).__mro__
 
 
-def _ephemeral_mb(data: Path | None) -> int:
-    """Room for the data beside what every function has anyway, as far as Lambda goes."""
+def _ephemeral_mb(data: Path | None, unpacked: int) -> int:
+    """Room for packages and data beside what every function has anyway, as far as Lambda goes."""
     least, most = EPHEMERAL_MB
-    size = 0 if data is None else sum(path.stat().st_size for path in all_files(data))
-    return min(most, least + size // _MB)
+    size = unpacked
+    if data is not None:
+        size += sum(path.stat().st_size for path in all_files(data))
+    return min(most, least + -(-size // _MB))

@@ -147,7 +147,7 @@ def _download(
 
 
 def _pip(arguments: list[str], machine: Machine, place: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--implementation", "cp"]
     command += ["--python-version", machine.python, "--dest", str(target)]
     command += [word for tag in machine.wheel_tags for word in ("--platform", tag)]
@@ -163,11 +163,15 @@ def _pip(arguments: list[str], machine: Machine, place: Path, target: Path) -> N
     except subprocess.TimeoutExpired:
         raise ConfigError(f"pip did not fetch the packages within {_PIP_S / 60:g} min") from None
     if done.returncode != 0:
-        words = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        said = " ".join(words or done.stderr.splitlines()[-3:]).replace("ERROR: ", "")
+        said = f"{done.stdout}\n{done.stderr}"
+        words = re.findall(r"^ERROR: (?!ResolutionImpossible)(.+)$", said, re.MULTILINE)
+        conflict = re.search(r"^The conflict is caused by:\n((?: +.+\n)+)", said, re.MULTILINE)
+        if conflict is not None:
+            words.append("; ".join(line.strip() for line in conflict[1].splitlines()))
         raise ConfigError(
-            f"the packages for {machine} cannot be had as wheels: {said} (pip looks where your "
-            "pip configuration and the requirements file say)"
+            f"the packages for {machine} cannot be had as wheels: "
+            f"{' '.join(words or said.splitlines()[-3:])} (pip looks where its configuration and "
+            "the requirements file say)"
         )
 
 

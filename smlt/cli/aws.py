@@ -1,4 +1,4 @@
-"""``smlt package``, ``deploy`` and ``destroy``: what goes into an AWS account, and out again."""
+"""``smlt package``, ``deploy``, ``destroy`` and ``doctor``: into an AWS account, and out again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from smlt.cli.live import print_plain
 from smlt.cli.summary import to_json
-from smlt.config import TrainConfig, find_objects
+from smlt.config import TrainConfig, find_objects, find_parameters
 from smlt.config.aws import AwsConfig
 from smlt.errors import ConfigError
 
@@ -140,9 +140,7 @@ def destroy(
     Jobs, models and data in the bucket stay.
     """
     aws = AwsConfig.load(_chosen(context.params, "name", "region"))
-    where = find_objects(objects)
-    if where is None:
-        raise ConfigError("name the deployment's object store with --objects s3://bucket/prefix")
+    where = _store(find_objects(objects))
     removed: list[str] = []
 
     def told(title: str) -> None:
@@ -159,7 +157,33 @@ def destroy(
     return 0
 
 
-COMMANDS = (package, deploy, destroy)
+def doctor(
+    context: typer.Context,
+    objects: Objects = None,
+    parameters: Parameters = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Functions that a job would run at a time.")
+    ] = 4,
+    name: Name = None,
+    region: Region = None,
+    as_json: Json = False,
+) -> int:
+    """Check credentials, clock, quota and stores, from here and from a deployed function."""
+    aws = AwsConfig.load(_chosen(context.params, "name", "region"))
+    where = _store(find_objects(objects))
+    servers = find_parameters(parameters)
+    account = import_module("smlt.account")
+    findings = asyncio.run(account.diagnose(where, servers, aws, workers))
+    if as_json:
+        print(to_json([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            mark = "ok   " if finding.ok else "FAULT"
+            print(f"{mark} {finding.what}: {finding.detail}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+COMMANDS = (package, deploy, destroy, doctor)
 
 
 def confirmed(config: TrainConfig) -> TrainConfig:
@@ -189,6 +213,12 @@ def _packed(params: dict[str, Any]) -> tuple[TrainConfig, AwsConfig, Shipment]:
     aws = AwsConfig.load(params)
     shipment: Shipment = import_module("smlt.account").pack(config, aws)
     return config, aws, shipment
+
+
+def _store(objects: str | None) -> str:
+    if objects is None:
+        raise ConfigError("name the deployment's object store with --objects s3://bucket/prefix")
+    return objects
 
 
 def _chosen(params: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+BUNDLES_VARIABLE = "SMLT_BUNDLES"
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionEnvironment:
@@ -15,9 +17,15 @@ class FunctionEnvironment:
 
     task_root: str
     tmp: str
+    bundles: str = ""
+    """Digest of the list of packages to fetch; empty where all are there."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read the process's environment; outside Lambda the current folder is the code's."""
         variables = os.environ if environment is None else environment
-        return cls(variables.get("LAMBDA_TASK_ROOT", "."), tempfile.gettempdir())
+        return cls(
+            variables.get("LAMBDA_TASK_ROOT", "."),
+            tempfile.gettempdir(),
+            variables.get(BUNDLES_VARIABLE, ""),
+        )

@@ -419,6 +419,13 @@ def find_objects(argument: str | None) -> str | None:
     return _with_endpoint(str(value), endpoint)
 
 
+def find_parameters(argument: str | None) -> str | None:
+    """Return the parameter store's URL, as ``find_objects`` finds the object store's."""
+    value, _ = (argument, "") if argument else _setting("parameters") or (None, "")
+    endpoint, _ = _setting("s3_endpoint") or (None, "")
+    return None if value is None else _with_endpoint(str(value), endpoint)
+
+
 def _setting(
     name: str, environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> tuple[Any, str] | None:

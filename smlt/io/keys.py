@@ -64,6 +64,16 @@ def layer_key(digest: str) -> str:
     return f"layers/{digest}.zip"
 
 
+def bundle_key(sha256: str) -> str:
+    """A package that does not fit a function, compressed."""
+    return f"bundles/{sha256}.tar.lz4"
+
+
+def bundle_list_key(digest: str) -> str:
+    """The list of a function's bundles, by its SHA-256."""
+    return f"bundles/{digest}.json"
+
+
 def blob_key(sha256: str) -> str:
     """A file of the user's data, by content."""
     return f"data/{sha256}"

@@ -13,6 +13,8 @@ from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.messages import WorkerTask
 from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation
+from smlt.worker.packages import ensure_packages
+from smlt.worker.probe import PROBE, answer
 from smlt.worker.warm import WarmMemory
 from smlt.worker.watchdog import Watchdog
 
@@ -22,6 +24,8 @@ _memory = WarmMemory()
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Take part in one generation as one rank; return what became of it."""
+    if PROBE in event:
+        return asyncio.run(answer(event))
     # Anchored at once to a clock that nobody sets.
     deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000
     function = FunctionEnvironment.read()
@@ -45,6 +49,9 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
         async def take_part() -> dict[str, Any]:
             async with open_object_store(task.objects) as objects:
+                if function.bundles:
+                    tmp = Path(function.tmp)
+                    await asyncio.to_thread(ensure_packages, objects, function.bundles, tmp)
                 request_id = str(context.aws_request_id)
                 invocation = Invocation(
                     task, objects, host, request_id=request_id, deadline=deadline

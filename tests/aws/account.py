@@ -147,7 +147,7 @@ class AwsAccount:
         if operation == "PublishLayerVersion":
             content = asked["Content"]
             self._layers[made["LayerVersionArn"]] = content["S3Bucket"], content["S3Key"]
-        elif operation == "CreateFunction":
+        elif operation == "CreateFunction" and "S3Bucket" in asked["Code"]:
             self._code[asked["FunctionName"]] = asked["Code"]["S3Bucket"], asked["Code"]["S3Key"]
         elif operation == "UpdateFunctionCode":
             self._code[name[0]] = asked["S3Bucket"], asked["S3Key"]

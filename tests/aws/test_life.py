@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from smlt.aws.release import TAG
 from tests.io.servers import ValkeyServer
-from tests.jobs.harness import SMALL
+from tests.jobs.harness import SMALL, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mnist"
 
@@ -26,27 +30,78 @@ def tagged(account):
     return [entry["ResourceARN"] for entry in found["ResourceTagMappingList"]]
 
 
-def test_a_deployment_from_its_package_to_nothing(shell, account, bucket, valkey):
+def test_a_job_from_its_package_to_nothing(shell, account, bucket, valkey):
+    stores = ("--objects", bucket, "--parameters", valkey)
+    job = ("train", SMALL, *stores, "--platform", "aws", "--yes", "--json", "--quiet")
+    trained = shell.smlt(*job, "--workers", "4", "--steps", "20").check(0)
+    assert trained.summary["state"] == "completed"
+    assert trained.summary["billed_gb_s"] > 0
+    assert tagged(account)
+
+    shell.smlt("destroy", "--objects", bucket).check(0)
+    assert account.client("lambda").list_functions()["Functions"] == []
+    assert tagged(account) == []
+
+
+@pytest.mark.slow
+def test_deploying_twice_asking_the_doctor_stopping_and_resuming(shell, account, bucket, valkey):
     stores = ("--objects", bucket, "--parameters", valkey)
     planned = shell.smlt("deploy", SMALL, *stores, "--dry-run").check(0)
     assert "role smlt-here-" in planned.out
     assert account.client("lambda").list_functions()["Functions"] == []
     assert not account.client("s3").list_objects_v2(Bucket=bucket.split("/")[2]).get("Contents")
-
     shell.smlt("deploy", SMALL, *stores).check(0)
-    assert tagged(account)
     again = shell.smlt("deploy", SMALL, *stores).check(0)
     assert "changed 0 of 4 things" in again.out
+    healthy = shell.smlt("doctor", *stores).check(0)
+    assert "ok    parameter store from there: answers" in healthy.out
+    closed = shell.smlt("doctor", "--objects", bucket, "--parameters", "redis://127.0.0.1:1")
+    assert "FAULT parameter store from there" in closed.check(1).out
+    assert "subnets and security_groups" in closed.out
 
-    job = ("train", SMALL, *stores, "--platform", "aws", "--yes", "--json", "--quiet")
-    trained = shell.smlt(*job, "--workers", "4", "--steps", "20").check(0)
-    assert trained.summary["state"] == "completed"
-    assert trained.summary["billed_gb_s"] > 0
-    local = shell.smlt("train", SMALL, "--workers", "4", "--steps", "20", "--json", "--quiet")
-    assert local.check(0).summary["weights_digest"] == trained.summary["weights_digest"]
-
+    job = ("--workers", "4", "--steps", "40", "--json", "--quiet")
+    aws = ("--platform", "aws", "--yes")
+    stopped = shell.smlt("train", SMALL, *stores, *aws, *job, "--deadline", "1s")
+    resumed = shell.smlt("resume", "--json", "--quiet", "--deadline", "1h").check(0)
+    assert resumed.summary["generations"] > 1, stopped.err
+    local = shell.smlt("train", SMALL, *job).check(0)
+    assert local.summary["weights_digest"] == resumed.summary["weights_digest"]
     shell.smlt("destroy", "--objects", bucket).check(0)
-    assert account.client("lambda").list_functions()["Functions"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_mnist_across_a_killed_worker(shell, account, bucket, valkey, tmp_path):
+    """The NumPy example with four workers, one of which dies on the way."""
+    prepare = [sys.executable, str(EXAMPLES / "prepare.py")]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    stores = ("--objects", bucket, "--parameters", valkey, "--run-dir", tmp_path / "run")
+    job = ("train", f"{EXAMPLES / 'softmax.py'}:Softmax", "--workers", "4", "--epochs", "2")
+    process = shell.start(*job, *stores, "--platform", "aws", "--yes", "--json", "--quiet")
+
+    def status():
+        [path] = (tmp_path / "run").glob("jobs/*/status.json")
+        return json.loads(path.read_text())
+
+    def is_training():
+        assert process.poll() is None, process.communicate()
+        found = list((tmp_path / "run").glob("jobs/*/status.json"))
+        return found and status()["step"] >= 5
+
+    until(is_training, "step 5", 90)
+    [victim] = [rank["pid"] for rank in status()["ranks"] if rank["rank"] == 2]
+    os.kill(victim, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert summary["generations"] > 1
+    local = shell.smlt(*job, "--run-dir", tmp_path / "local", "--json", "--quiet").check(0)
+    assert local.summary["weights_digest"] == summary["weights_digest"]
+    logs = shell.smlt("logs", summary["job_id"], "--run-dir", tmp_path / "run").check(0).out
+    assert {line.split("|")[0].strip() for line in logs.splitlines()} == {
+        f"rank {rank}" for rank in range(4)
+    }
+    shell.smlt("destroy", "--objects", bucket).check(0)
     assert tagged(account) == []
 
 
@@ -54,3 +109,15 @@ def test_what_is_in_a_package(shell, bucket):
     stores = ("--objects", bucket, "--parameters", bucket)
     shown = json.loads(shell.smlt("package", SMALL, *stores, "--json").check(0).out)
     assert {part["name"].split()[0] for part in shown["parts"]} >= {"your", "smlt", "numpy"}
+    assert shown["code_bytes"] < 5e6
+
+
+def test_a_job_on_aws_wants_a_budget_or_a_word(shell, bucket):
+    stores = ("--objects", bucket, "--parameters", bucket, "--platform", "aws")
+    ended = shell.smlt("train", SMALL, *stores).check(2)
+    assert "--budget" in ended.sentence
+    assert "--yes" in ended.sentence
+    password = ("--parameters", "rediss://me:hunter2@cache:6379")
+    ended = shell.smlt("train", SMALL, *stores, *password, "--yes").check(2)
+    assert "password_from=" in ended.sentence
+    assert "hunter2" not in ended.err
