@@ -248,11 +248,20 @@ def _logs(
         str | None, typer.Argument(metavar="JOB", help="Its id, or how it begins [the newest].")
     ] = None,
     rank: Annotated[int | None, typer.Option(metavar="R", help="Of this worker only.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on as they print more, until the job ends.")
+    ] = False,
     run_dir: lifecycle.RunDir = None,
 ) -> int:
     """Print what a job's workers have printed."""
-    for line in jobs.log_lines(lifecycle.job_folder(run_dir).find(job_id), rank):
-        print(line)
+    folder = lifecycle.job_folder(run_dir)
+    job = folder.find(job_id)
+    if follow:
+        for line in jobs.follow_logs(lambda: folder.find(job.job_id), rank):
+            print(line, flush=True)
+    else:
+        for line in jobs.log_lines(job, rank):
+            print(line)
     return 0
 
 

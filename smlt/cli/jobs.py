@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from smlt.errors import UserError
 from smlt.messages import RankState
 
 STALE_S = 10.0  # a client writes its status about once a second
+FOLLOW_S = 0.2
+LIVE = ("starting", "running", "stopping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,7 @@ class JobFolder:
         summary = Summary(**_known(Summary, _read_json(ended))) if ended.exists() else None
         silent_s = max(0.0, self._clock() - float(status["updated"]))
         state = summary.state if summary else str(status["state"])
-        running = state in ("starting", "running", "stopping")
-        if running and silent_s > STALE_S and not self._is_alive(int(status["client_pid"])):
+        if state in LIVE and silent_s > STALE_S and not self._is_alive(int(status["client_pid"])):
             state = "orphaned"
         return JobRecord(folder, status, summary, state, silent_s)
 
@@ -172,10 +174,7 @@ def log_lines(job: JobRecord, rank: int | None) -> list[str]:
     Raises:
         UserError: there is no log of that rank.
     """
-    files: dict[int, Path] = {}
-    for path in job.logs.glob("rank-*.log"):
-        if match := re.fullmatch(r"rank-(\d+)\.log", path.name):
-            files[int(match[1])] = path
+    files = _logs_of(job)
     if rank is not None and rank not in files:
         known = ", ".join(map(str, sorted(files))) or "none yet"
         raise UserError(f"Job {job.job_id} has no log of rank {rank}; there are logs of: {known}.")
@@ -186,6 +185,36 @@ def log_lines(job: JobRecord, rank: int | None) -> list[str]:
         text = files[number].read_text(encoding="utf-8", errors="replace")
         lines += [prefix + line for line in text.splitlines()]
     return lines
+
+
+def follow_logs(find: Callable[[], JobRecord], rank: int | None) -> Iterator[str]:
+    """Yield what the workers print, as it comes, until the job is led by nobody any more."""
+    read: dict[int, int] = {}
+    is_over = False
+    while not is_over:
+        job = find()
+        is_over = job.state not in LIVE
+        for number, path in sorted(_logs_of(job).items()):
+            if rank is not None and number != rank:
+                continue
+            data = path.read_bytes()[read.get(number, 0) :]
+            if not is_over:
+                data = data[: data.rfind(b"\n") + 1]  # the rest of a line is still to come
+            read[number] = read.get(number, 0) + len(data)
+            prefix = "" if rank is not None else f"rank {number} | "
+            for line in data.decode(errors="replace").splitlines():
+                yield prefix + line
+        if not is_over:
+            time.sleep(FOLLOW_S)
+
+
+def _logs_of(job: JobRecord) -> dict[int, Path]:
+    """The log files by rank."""
+    files: dict[int, Path] = {}
+    for path in job.logs.glob("rank-*.log"):
+        if match := re.fullmatch(r"rank-(\d+)\.log", path.name):
+            files[int(match[1])] = path
+    return files
 
 
 def process_is_alive(pid: int) -> bool:

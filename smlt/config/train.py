@@ -50,6 +50,7 @@ _COUNTS = (
 )
 _PLATFORMS = ("local", "aws")
 _PASSWORD = re.compile(r"[^?]*//[^@/]*:[^@/]+@|.*[?&]password=")
+_PLAIN = re.compile(r"redis://(?!(?:127\.|localhost\b|\[::1\]))")
 _DETERMINISMS = ("exact", "fast")
 _WIRE_DTYPES = ("fp32", "bf16", "fp16")
 _MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
@@ -343,10 +344,14 @@ class TrainConfig:
                 "the rediss:// URL of a Valkey in their network."
             )
         if _PASSWORD.match(self.parameters):
-            # It may hold a password, so it is not repeated.
             raise ConfigError(
                 f"{self.where('parameters')} holds a password, which would stand in every payload: "
                 "keep it in Secrets Manager, and write ?password_from=secretsmanager:NAME instead."
+            )
+        if _PLAIN.match(self.parameters) and "plaintext=true" not in self.parameters:
+            raise ConfigError(
+                f"{self.where('parameters')} has no TLS, so that whoever is in that network could "
+                "read and change gradients: write rediss://, or add ?plaintext=true."
             )
 
     def _check_task(self) -> None:

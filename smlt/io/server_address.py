@@ -18,7 +18,8 @@ _TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_check_hostname",
 )
-_OPTIONS = ("db", "username", "password", "password_from", "cluster", *_TLS_OPTIONS)
+# plaintext=true is for who sets up a job on AWS: that there is no TLS is meant.
+_OPTIONS = ("db", "username", "password", "password_from", "cluster", "plaintext", *_TLS_OPTIONS)
 _BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
 
 

@@ -70,6 +70,10 @@ class AwsAccount:
         self.calls: list[tuple[str, str]] = []
         self.before = lambda service, operation: None
         self.recursion: dict[str, str] = {}
+        self.bodies: list[str] = []
+        """What has been sent to Lambda: settings and payloads."""
+        self.function_variables: dict[str, str] = {}
+        """What functions see beside their own settings, as if Lambda set it."""
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
@@ -111,6 +115,8 @@ class AwsAccount:
         service = scope[2] if scope else "s3"
         operation = self._operation(service, environ, body)
         self.calls.append((service, operation))
+        if service == "lambda":
+            self.bodies.append(body.decode("latin-1"))
         try:
             self.before(service, operation)
         except Fault as fault:
@@ -165,7 +171,8 @@ class AwsAccount:
     def _publish(self, name: str) -> str:
         found = self.client("lambda").get_function_configuration(FunctionName=name)
         settings = {key: found[key] for key in _COPIED}
-        settings["Environment"] = {"Variables": found["Environment"]["Variables"]}
+        variables = found["Environment"]["Variables"] | self.function_variables
+        settings["Environment"] = {"Variables": variables}
         layers = [self._layers[layer["Arn"]] for layer in found.get("Layers", ())]
         code = self._unpacked(self._code[name], layers)
         existing = [f["FunctionName"] for f in self.embedded.list_functions()["Functions"]]

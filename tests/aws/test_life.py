@@ -61,7 +61,7 @@ def test_deploying_twice_asking_the_doctor_stopping_and_resuming(shell, account,
 
     job = ("--workers", "4", "--steps", "40", "--json", "--quiet")
     aws = ("--platform", "aws", "--yes")
-    stopped = shell.smlt("train", SMALL, *stores, *aws, *job, "--deadline", "1s")
+    stopped = shell.smlt("train", SMALL, *stores, *aws, *job, "--deadline", "1s", "--no-adapt")
     resumed = shell.smlt("resume", "--json", "--quiet", "--deadline", "1h").check(0)
     assert resumed.summary["generations"] > 1, stopped.err
     local = shell.smlt("train", SMALL, *job).check(0)
@@ -105,6 +105,7 @@ def test_mnist_across_a_killed_worker(shell, account, bucket, valkey, tmp_path):
     assert tagged(account) == []
 
 
+@pytest.mark.slow
 def test_what_is_in_a_package(shell, bucket):
     stores = ("--objects", bucket, "--parameters", bucket)
     shown = json.loads(shell.smlt("package", SMALL, *stores, "--json").check(0).out)
@@ -121,3 +122,5 @@ def test_a_job_on_aws_wants_a_budget_or_a_word(shell, bucket):
     ended = shell.smlt("train", SMALL, *stores, *password, "--yes").check(2)
     assert "password_from=" in ended.sentence
     assert "hunter2" not in ended.err
+    plain = ("--parameters", "redis://cache:6379", "--yes")
+    assert "plaintext=true" in shell.smlt("train", SMALL, *stores, *plain).check(2).sentence

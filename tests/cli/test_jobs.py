@@ -7,7 +7,7 @@ import time
 import pytest
 
 from smlt.cli import main
-from smlt.cli.jobs import JobFolder, process_is_alive
+from smlt.cli.jobs import JobFolder, follow_logs, process_is_alive
 from smlt.control.progress import Progress, Summary
 from smlt.errors import UserError
 from smlt.messages import RankState
@@ -238,3 +238,15 @@ def test_a_mistake_of_ours_in_status_is_one_sentence(smlt, run_dir, in_folder):
     folder = write_job(run_dir)
     (folder / "status.json").write_text('{"updated": "soon"}')
     assert main(["status"]) == 1
+
+
+def test_logs_are_followed_from_half_a_line_to_the_end_of_the_job(run_dir):
+    job = write_job(run_dir, logs={0: "a\nhal"})
+    folder = JobFolder(run_dir, lambda: NOW, lambda pid: True)
+    lines = follow_logs(lambda: folder.find("j1"), None)
+    assert next(lines) == "rank 0 | a"
+    (job / "logs" / "rank-0.log").write_text("a\nhalf\n")
+    assert next(lines) == "rank 0 | half"
+    (job / "logs" / "rank-1.log").write_text("last")
+    (job / "summary.json").write_text(json.dumps(summary_of().to_dict()))
+    assert list(lines) == ["rank 1 | last"]
