@@ -47,13 +47,14 @@ RunDir = Annotated[Given, typer.Option(metavar="DIR", help="Where jobs are kept 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+_ANY_STORES = {"objects": "s3://bucket/prefix", "parameters": "s3://bucket/prefix"}
+"""Where the stores are does not change what is in a package."""
+
 
 def package(
     context: typer.Context,
     target: Target = None,
     data: Annotated[Given, typer.Option(metavar="DIR", help="The data, which is left out.")] = None,
-    objects: Objects = None,
-    parameters: Parameters = None,
     python: Python = None,
     architecture: Architecture = None,
     requirements: Requirements = None,
@@ -61,7 +62,7 @@ def package(
     as_json: Json = False,
 ) -> int:
     """Show what would be deployed: each part, how large it is, and why it is there."""
-    _, _, shipment = _packed(context.params)
+    _, _, shipment = _packed(context.params | _ANY_STORES)
     built, release = shipment.package, shipment.release
     if as_json:
         plain = {

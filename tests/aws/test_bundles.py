@@ -53,7 +53,7 @@ def test_a_package_of_300_mb_is_brought_to_the_workers(tmp_path, account, bucket
     shell = Shell(tmp_path, account, wheels)
     with ValkeyServer(tmp_path / "valkey.sock") as server:
         stores = ("--objects", bucket, "--parameters", f"redis://127.0.0.1:{server.port}")
-        shown = shell.smlt("package", job / "heavy_task.py:Heavy", *stores, limit_s=200).check(0)
+        shown = shell.smlt("package", job / "heavy_task.py:Heavy", limit_s=200).check(0)
         [line] = [line for line in shown.out.splitlines() if line.startswith("heavy 1.0")]
         assert "bundle" in line
         assert "requirements.txt line 1" in line

@@ -106,9 +106,8 @@ def test_mnist_across_a_killed_worker(shell, account, bucket, valkey, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_in_a_package(shell, bucket):
-    stores = ("--objects", bucket, "--parameters", bucket)
-    shown = json.loads(shell.smlt("package", SMALL, *stores, "--json").check(0).out)
+def test_what_is_in_a_package(shell):
+    shown = json.loads(shell.smlt("package", SMALL, "--json").check(0).out)
     assert {part["name"].split()[0] for part in shown["parts"]} >= {"your", "smlt", "numpy"}
     assert shown["code_bytes"] < 5e6
 
