@@ -56,6 +56,7 @@ static inline uint16_t fp16_from_float(float x) {
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SMLT_X86 1
+#include <cpuid.h>
 #include <immintrin.h>
 #define ISA(name) name##_avx2
 #define ISA_NAME "avx2"
@@ -82,11 +83,16 @@ static inline uint16_t fp16_from_float(float x) {
 
 static const lane_kernels *lanes = &kernels_baseline;
 
-/* Every CPU with AVX2 and BMI2 has F16C; clang 14 does not know "f16c" as a question. */
+/* What the kernels are compiled for, and whether the system saves its registers. Asked by hand:
+ * `__builtin_cpu_supports` says no to everything when zig has compiled it. */
 static int cpu_has_avx2(void) {
 #ifdef SMLT_X86
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    unsigned a, b, c, d, saved, high;
+    const unsigned features = bit_POPCNT | bit_OSXSAVE | bit_AVX | bit_F16C;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & features) != features) return 0;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if ((saved & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    return (b & bit_AVX2) && (b & bit_BMI) && (b & bit_BMI2);
 #else
     return 0;
 #endif
