@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Self, get_type_hints
 
 EXACT = "exact"
@@ -45,13 +46,20 @@ class _Plain:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Build from plain fields; unknown ones, of a newer version, are ignored."""
-        hints = get_type_hints(cls)
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
+        kinds: dict[str, Any] = _kinds(cls)  # type: ignore[arg-type]
+        known = {name: data[name] for name in kinds if name in data}
         for name, value in known.items():
-            nested = _dataclass_in(hints[name])
+            nested = kinds[name]
             if nested is not None and isinstance(value, Mapping):
                 known[name] = nested.from_dict(value)
         return cls(**known)
+
+
+@cache  # a client reads a thousand leases a second, and looking up type hints takes 0.2 ms
+def _kinds(cls: Any) -> dict[str, Any]:
+    """The fields of a message, each with the dataclass that its value is, if it is one."""
+    hints = get_type_hints(cls)
+    return {f.name: _dataclass_in(hints[f.name]) for f in fields(cls)}
 
 
 def _dataclass_in(hint: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,26 @@ class Invocation:
         return f"rank {self.rank} ended before its time: {words}"
 
 
+@dataclass(slots=True)
+class _Running:
+    """Invocations of one size that are not over: many of them, asked for often."""
+
+    count: int = 0
+    sent: float = 0.0
+    """Sum of the times at which they were sent."""
+
+    def add(self, sent: float) -> None:
+        self.count += 1
+        self.sent += sent
+
+    def remove(self, sent: float) -> None:
+        self.count -= 1
+        self.sent -= sent
+
+    def billed_ms(self, now: float) -> float:
+        return max(0.0, self.count * now - self.sent) * 1000
+
+
 class Invocations:
     """All invocations of a job, with a log file for each rank."""
 
@@ -93,19 +114,21 @@ class Invocations:
             earlier: what an earlier client of the job was billed: GB-seconds and dollars.
             since_ms: Unix time; what is older in the log is of other jobs.
         """
-        self._earlier = earlier
+        self._ended = earlier
         self._folder = log_folder
         self._prices = prices or read_prices()
         self._clock = clock
         self._by_id: dict[str, Invocation] = {}
+        self._running: dict[int, _Running] = defaultdict(_Running)
         self._current: dict[str, str] = {}
         self._seen: set[tuple[str, int, str, int]] = set()
         self._latest_ms = since_ms
 
     def sent(self, request_id: str, generation: int, rank: int, memory_mb: int) -> None:
         """Note an event that Lambda has accepted."""
-        invocation = Invocation(request_id, generation, rank, memory_mb, self._clock())
-        self._by_id[request_id] = invocation
+        now = self._clock()
+        self._by_id[request_id] = Invocation(request_id, generation, rank, memory_mb, now)
+        self._running[memory_mb].add(now)
 
     def of(self, generation: int) -> list[Invocation]:
         """Return the invocations of one generation."""
@@ -139,12 +162,22 @@ class Invocations:
     def bill(self) -> tuple[float, float]:
         """Return GB-seconds and US dollars so far, at Lambda's prices."""
         now = self._clock()
-        amount, dollars = self._earlier
-        for invocation in self._by_id.values():
-            billed = invocation.billed_ms if invocation.ended else (now - invocation.sent) * 1000
-            amount += gb_seconds(billed, invocation.memory_mb)
-            dollars += lambda_cost(billed, invocation.memory_mb, 1, prices=self._prices)
+        amount, dollars = self._ended
+        for memory_mb, running in self._running.items():
+            billed = running.billed_ms(now)
+            amount += gb_seconds(billed, memory_mb)
+            dollars += lambda_cost(billed, memory_mb, running.count, prices=self._prices)
         return amount, dollars
+
+    def _end(self, invocation: Invocation) -> None:
+        """Bill an invocation that is over by what Lambda says of it."""
+        self._running[invocation.memory_mb].remove(invocation.sent)
+        billed, memory_mb = invocation.billed_ms, invocation.memory_mb
+        amount, dollars = self._ended
+        self._ended = (
+            amount + gb_seconds(billed, memory_mb),
+            dollars + lambda_cost(billed, memory_mb, 1, prices=self._prices),
+        )
 
     def _attribute(self, event: LogEvent) -> Invocation | None:
         start = _START.match(event.message)
@@ -155,7 +188,10 @@ class Invocations:
         if report is not None:
             invocation = self._by_id.get(report["id"])
             if invocation is not None:
+                is_over = invocation.ended
                 _note_report(invocation, report, event.message)
+                if not is_over:
+                    self._end(invocation)
         elif invocation is not None and not _SUMMARY.match(event.message):
             _note_line(invocation, event.message.strip())
         return invocation
