@@ -156,9 +156,12 @@ class ResourceManager:
     def _replan(self, standing: Standing) -> Decision | None:
         if self._drifted:
             self._forget("steps take another time than before")
-        if self._settled or not self._knows_enough():
+        if not self._knows_enough() or self._drift is not None:
             return None
         step_s, noise = statistics.median(self._times), _relative_spread(self._times)
+        if self._settled:
+            self._drift = DriftDetector(step_s, max(noise, 0.03))
+            return None
         over_s, rate = self._start_s + self._save_s, self._search.rate(self.plan)
         self._search.tell(
             self.plan,
@@ -167,9 +170,7 @@ class ResourceManager:
             self._goals.per_step(standing, over_s, rate),
         )
         left_s = standing.elapsed_s if standing.left is None else standing.left * step_s
-        decision = self._explore(standing, left_s) or self._settle(standing, left_s)
-        self._drift = DriftDetector(step_s, max(noise, 0.03)) if decision is None else None
-        return decision
+        return self._explore(standing, left_s) or self._settle(standing, left_s)
 
     def _knows_enough(self) -> bool:
         count = len(self._times)
