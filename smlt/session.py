@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,8 @@ class Session(Lead):
                 code=package.code,
                 data=None if data is None else await artifact_manager.upload_data(objects, data),
                 init_from=await artifact_manager.upload_weights(objects, config.init_from),
-                **training_settings(config),
+                # AWS's functions have cores of their own.
+                **training_settings(config, os.cpu_count() if self._aws is None else None),
             )
             if isinstance(package, Shipment):
                 # A first call may have packages to fetch, and a network interface to wait for.

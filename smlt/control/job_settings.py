@@ -20,7 +20,7 @@ _INSTRUCTIONS = {
 _FOREVER_S = 1e9
 
 
-def training_settings(config: TrainConfig, cores: int | None = os.cpu_count()) -> dict[str, Any]:
+def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
     """Return the fields of a JobSpec that a user sets directly.
 
     ``cores`` are those that all functions share: this machine's, where they run on it; None in a
