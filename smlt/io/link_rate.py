@@ -27,6 +27,8 @@ class TokenBucket:
         self._bytes_per_s = bytes_per_s
         self._clock = clock
         self._free_at = clock()
+        self.passed = 0
+        """Bytes, so far."""
         self.piece = int(min(max(bytes_per_s * _PIECE_S, _PIECES[0]), _PIECES[1]))
         """How much to move at once, in bytes, lest one connection keep the others waiting."""
 
@@ -36,6 +38,7 @@ class TokenBucket:
 
     def spend(self, nbytes: int) -> None:
         """Count bytes that have passed."""
+        self.passed += nbytes
         begun = max(self._free_at, self._clock() - _BURST_S)
         self._free_at = begun + nbytes / self._bytes_per_s
 
