@@ -165,6 +165,7 @@ store.wait([f"done{1 - rank}"])
 totals = sorted(int(store.get(f"done{r}")) for r in range(2))
 assert totals[1] == 40, totals
 assert store.check(["leader", "done0", "done1"]) and not store.check(["never"])
+dist.barrier()  # or the other rank may still be looking for what is deleted
 assert store.delete_key(f"done{rank}")
 try:
     store.wait(["never"], timedelta(seconds=0.2))
