@@ -53,10 +53,10 @@ class Lead:
         """Return the store as a client uses it: an outage is waited for, and the user told."""
         limit_s = Limits().objects_s
 
-        def on_wait(what: str) -> None:
+        def on_wait(what: str, why: str) -> None:
             self.progress.stalled = f"the client waits for {what}" if what else ""
             notice = f"{objects.url} does not answer; it is waited for up to {limit_s:g} s"
-            if what and notice not in self.progress.notices:
+            if why and notice not in self.progress.notices:
                 self.progress.notices.append(notice)
 
         return PatientObjects(objects, limit_s=limit_s, on_wait=on_wait)

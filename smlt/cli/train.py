@@ -87,9 +87,16 @@ def to_its_end(
     except (UserError, JobHeldError):
         raise
     except SmltError as exc:
-        return ended(session.progress, "failed", str(exc))
+        return ended(session.progress, "failed", _with_way_out(exc, session.progress))
     except Exception as exc:
         return ended(session.progress, "failed", keep_traceback(exc, run_dir))
+
+
+def _with_way_out(error: SmltError, progress: Progress) -> str:
+    """Say what failed, and how to go on where something has been saved."""
+    if not progress.step:
+        return str(error)
+    return f"{error}; `smlt resume {progress.job_id}` goes on from the newest checkpoint"
 
 
 async def follow(

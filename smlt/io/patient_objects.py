@@ -31,20 +31,20 @@ class PatientObjects:
     """
 
     def __init__(
-        self, store: ObjectStore, *, limit_s: float, on_wait: Callable[[str], None]
+        self, store: ObjectStore, *, limit_s: float, on_wait: Callable[[str, str], None]
     ) -> None:
         """Store what to wait for.
 
         Args:
             store: does the work.
             limit_s: how long one call may be made again.
-            on_wait: is told, in words, what is waited for, and "" when that has come; it is called
-                on the event loop.
+            on_wait: is told, in words, what is waited for and why the last attempt failed, which
+                is empty while none has; both are once it is over. It is called on the event loop.
         """
         self.limit_s = limit_s
         self._store = store
         self._on_wait = on_wait
-        self._waits: dict[object, str] = {}
+        self._waits: dict[object, tuple[str, str]] = {}
         """What every call that takes long is doing, oldest first."""
 
     @property
@@ -142,8 +142,8 @@ class PatientObjects:
         call = object()
 
         def tell(why: str) -> None:
-            self._waits[call] = f"{doing} ({why})" if why else doing
-            self._on_wait(next(iter(self._waits.values())))
+            self._waits[call] = doing, why
+            self._on_wait(*next(iter(self._waits.values())))
 
         timer = asyncio.get_running_loop().call_later(TELL_S, tell, "")
         try:
@@ -151,4 +151,4 @@ class PatientObjects:
         finally:
             timer.cancel()
             if self._waits.pop(call, None) is not None:
-                self._on_wait(next(iter(self._waits.values()), ""))
+                self._on_wait(*next(iter(self._waits.values()), ("", "")))

@@ -93,9 +93,9 @@ class Invocation:
         elif self._generation.state != SAVING:
             watchdog.bite_within(limits.save_s, "the limit for beginning to save")
 
-    def _on_wait(self, what: str) -> None:
+    def _on_wait(self, what: str, why: str) -> None:
         if self._generation is not None:
-            self._generation.waits_for = what
+            self._generation.waits_for = f"{what} ({why})" if why else what
 
     def _is_superseded(self, job: JobState) -> bool:
         newer = job.generation != self._task.generation or job.token > self._task.token

@@ -57,4 +57,5 @@ def test_no_room_in_mid_run(small_disk):
     gate.open()
     ended = job.end(90).check(1)
     assert "no space left" in ended.sentence.lower()
+    assert f"`smlt resume {job.folder.name}` goes on from the newest checkpoint" in ended.sentence
     assert ended.summary["state"] == "failed"

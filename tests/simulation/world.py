@@ -399,7 +399,7 @@ class World:
         return PatientObjects(
             self.objects,
             limit_s=self.plan.limits.objects_s,
-            on_wait=lambda what: what and self.trace("client", f"waits for {what}"),
+            on_wait=lambda what, why: what and self.trace("client", f"waits for {what}: {why}"),
         )
 
     async def _created(self):
