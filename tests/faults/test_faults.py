@@ -161,6 +161,8 @@ def test_valkey_killed(place, digest):
     with urllib.request.urlopen(f"{fault.job.cloud()['endpoint']}/_smlt/health") as answer:
         os.kill(json.load(answer)["valkey_pid"], signal.SIGKILL)
     fault.check_end(digest)
+    [abort] = fault.job.events("abort")
+    assert abort["kind"] == "store"
 
 
 @pytest.mark.slow
