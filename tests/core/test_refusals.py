@@ -177,7 +177,7 @@ def outcome(codec, shard_reduce, door, name, value):
     try:
         result = call(**given)
     except Exception as exc:
-        return type(exc).__name__, re.sub("at 0x[0-9a-f]+", "", str(exc))
+        return type(exc).__name__, re.sub("x[0-9a-f]+>", "", str(exc))
     if function.endswith("Reducer"):
         result = result.missing
     elif function == "encode_into":
