@@ -216,7 +216,7 @@ def _check_compiled(package: Package) -> None:
         if missing:
             raise ConfigError(
                 f"{name} ({owner}) needs the system library {missing[0]}, which Lambda does not "
-                "have: deploy a container image that has it, with --image"
+                "have: put it beside your code, in lib/, or take a wheel that carries it"
             )
 
 
