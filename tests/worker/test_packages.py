@@ -27,7 +27,7 @@ def deployed(tmp_path):
     """A store with two packages; the digest of their list, and the bundles."""
     store = DirectoryStore(tmp_path / "objects")
     wheels = [
-        write_wheel(tmp_path, "noisy", "1.0", {"noisy/__init__.py": "", "noisy/data.bin": NOISE}),
+        write_wheel(tmp_path, "bulky", "1.0", {"bulky/__init__.py": "", "bulky/data.bin": NOISE}),
         write_wheel(tmp_path, "plain", "2.0", {"plain.py": "words = 'a' * 3"}),
     ]
     bundles = [make_bundle(Wheel(path), tmp_path / "cache") for path in wheels]
@@ -35,15 +35,15 @@ def deployed(tmp_path):
     listed = bundle_list([bundle for bundle, _ in bundles])
     yield store, hashlib.sha256(listed).hexdigest(), [bundle for bundle, _ in bundles]
     sys.path[:] = [entry for entry in sys.path if "smlt-packages" not in entry]
-    for name in ("noisy", "plain"):
+    for name in ("bulky", "plain"):
         sys.modules.pop(name, None)
 
 
 def test_packages_are_importable_and_whole(tmp_path, deployed, capsys):
     store, digest, bundles = deployed
     ensure_packages(store, digest, tmp_path)
-    noisy = importlib.import_module("noisy")
-    with open(f"{noisy.__path__[0]}/data.bin", "rb") as file:
+    bulky = importlib.import_module("bulky")
+    with open(f"{bulky.__path__[0]}/data.bin", "rb") as file:
         assert file.read() == NOISE
     assert importlib.import_module("plain").words == "aaa"
     assert bundles[0].unpacked >= len(NOISE)
@@ -72,10 +72,10 @@ def test_a_package_that_is_not_the_one_deployed_is_refused_and_not_importable(
     else:
         data = asyncio.run(store.get(bundle_key(bundles[1].sha256)))[0]
     asyncio.run(store.put(key, bytes(data)))
-    with pytest.raises(StoreError, match="noisy in the object store is not the one"):
+    with pytest.raises(StoreError, match="bulky in the object store is not the one"):
         ensure_packages(store, digest, tmp_path)
     with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("noisy")
+        importlib.import_module("bulky")
 
 
 def test_a_list_that_is_not_the_one_deployed_is_refused(tmp_path, deployed):
