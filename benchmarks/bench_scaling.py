@@ -24,7 +24,7 @@ from benchmarks.scaling.fleet import Law, Weather
 from benchmarks.scaling.simulated_job import Played, play
 from smlt.control.plan_grid import plan_grid, plans_of
 from smlt.control.prices import read_prices
-from smlt.messages import JobSpec, ResourcePlan
+from smlt.messages import JobSpec, Limits, ResourcePlan
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "data" / "published" / "resnet18.json"
 SERIAL = 0.2  # of a worker's computation, the part that more vCPUs do not speed up
@@ -172,9 +172,11 @@ def machines(hours: tuple[float, ...] = (0.1, 0.3, 1, 3, 10, 30, 100, 300)) -> d
 
 
 def _by_hand(law: Law, plan: ResourcePlan, steps: int) -> tuple[float, float]:
-    """Time and cost of a fixed plan: 5 s to start, and again every 14 minutes."""
+    """Time and cost of a fixed plan: 5 s to start, and again whenever functions hand over."""
+    limits = Limits()
     work_s = steps * law(plan, 0)
-    seconds = work_s + 5.0 * math.ceil(work_s / 850)
+    in_one_s = limits.function_s - limits.handover_margin_s - 5.0
+    seconds = work_s + 5.0 * math.ceil(work_s / in_one_s)
     return seconds, seconds * plan.workers * plan.memory_mb / 1024 * GB_SECOND
 
 

@@ -12,13 +12,15 @@ if TYPE_CHECKING:  # SciPy is behind it
     from smlt.control.forecast import Forecast
 
 WIDTH, HEIGHT = 60, 14
+_LEAST_USD = 1e-9
 OTHER, FRONT, BEST = "·", "●", "★"
 
 
 def draw(rows: Sequence[Forecast], best: Forecast) -> str:
     """Return cost over time, both on logarithmic scales: the front, and all other plans."""
     times = [math.log(row.time_s) for row in rows]
-    costs = [math.log(row.cost_usd) for row in rows]
+    # Rates of a user's own may be zero, which a logarithm has no place for.
+    costs = [math.log(max(row.cost_usd, _LEAST_USD)) for row in rows]
     canvas = [[" "] * WIDTH for _ in range(HEIGHT)]
 
     def rank(row: Forecast) -> int:
@@ -29,7 +31,8 @@ def draw(rows: Sequence[Forecast], best: Forecast) -> str:
         x = _place(time, times, WIDTH)
         y = HEIGHT - 1 - _place(cost, costs, HEIGHT)
         canvas[y][x] = BEST if row.plan == best.plan else FRONT if row.on_front else OTHER
-    labels = {0: f"${math.exp(max(costs)):.3g}", HEIGHT - 1: f"${math.exp(min(costs)):.3g}"}
+    paid = [row.cost_usd for row in rows]
+    labels = {0: f"${max(paid):.3g}", HEIGHT - 1: f"${min(paid):.3g}"}
     width = max(map(len, labels.values()))
     lines = [f"{labels.get(y, ''):>{width}} │{''.join(line)}" for y, line in enumerate(canvas)]
     first, last = clock_time(math.exp(min(times))), clock_time(math.exp(max(times)))

@@ -122,9 +122,9 @@ def recommended(rows: Sequence[Forecast], goals: Goals) -> Forecast:
         return min(meeting, key=lambda row: goals.score(row.time_s, row.cost_usd))
 
     def excess(row: Forecast) -> float:
-        late = 0.0 if goals.deadline_s is None else math.log(row.time_s / goals.deadline_s)
-        dear = 0.0 if goals.budget_usd is None else math.log(row.cost_usd / goals.budget_usd)
-        return max(0.0, late) + max(0.0, dear)
+        late = 1.0 if goals.deadline_s is None else row.time_s / goals.deadline_s
+        dear = 1.0 if goals.budget_usd is None else row.cost_usd / goals.budget_usd
+        return math.log(max(1.0, late)) + math.log(max(1.0, dear))
 
     return min(rows, key=excess)
 

@@ -34,6 +34,17 @@ def test_a_goal_out_of_reach_is_said_and_s3_is_compared(place):
     assert "Recommended: --workers" in ended.out
 
 
+def test_what_costs_nothing_is_drawn_all_the_same(place):
+    (place.path / "free.toml").write_text(
+        "[us-east-1.lambda]\nper_request = 0.0\nper_gb_second.x86_64 = 0.0\n"
+        '[us-east-1.elasticache.nodes]\n"cache.r7g.large" = 0.0\n'
+    )
+    goals = ("--deadline", "1s", "--budget", "1")
+    ended = place.smlt("plan", SMALL, *LONG, *KNOWN, *goals, "--prices", "free.toml").check(0)
+    assert "the deadline of 1 s is out of reach" in ended.out
+    assert "and $0, with Valkey" in ended.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
