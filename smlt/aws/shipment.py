@@ -13,7 +13,8 @@ from smlt.aws.bundles import bundle_list, make_bundle, upload_bundles
 from smlt.aws.package import Package, build_package
 from smlt.aws.release import Release, deployment_name
 from smlt.config import TrainConfig
-from smlt.config.aws import EPHEMERAL_MB, AwsConfig, cache_dir
+from smlt.config.aws import AwsConfig, cache_dir
+from smlt.config.limits import EPHEMERAL_MB
 from smlt.control.artifact_manager import Target
 from smlt.control.source_files import all_files
 from smlt.errors import ConfigError

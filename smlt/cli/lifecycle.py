@@ -19,7 +19,7 @@ from smlt.cli.summary import to_json
 from smlt.cli.train import EXIT_CODES, foreground
 from smlt.config import find_run_dir
 from smlt.config.resume import ResumeConfig
-from smlt.config.sources import Duration, typed
+from smlt.config.values import Duration, typed
 from smlt.errors import UserError
 
 RunDir = Annotated[

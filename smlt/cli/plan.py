@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,8 +18,9 @@ from smlt.cli.lifecycle import job_folder
 from smlt.cli.live import clock_time, print_plain
 from smlt.cli.summary import failure_text, to_json
 from smlt.cli.train import EXIT_CODES, to_its_end
+from smlt.cli.train_options import NAMES
 from smlt.config import TrainConfig
-from smlt.config.train import CONCURRENCY_LIMIT, MEMORY_MB
+from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB
 from smlt.control.goals import size
 from smlt.control.progress import Summary
 from smlt.errors import ConfigError, UserError
@@ -39,7 +38,7 @@ PLANNED = (
     "virtual_workers", "determinism", "run_dir", "json",
 )  # fmt: skip
 """The options of ``smlt train`` that a plan depends on."""
-NOT_TUNED = ("adapt", "inline")
+TUNED = tuple(name for name in NAMES if name not in ("adapt", "inline"))
 _MEASURED = re.compile(r"(\d+)x(\d+)=(\d*\.?\d+(?:[eE][+-]?\d+)?)s?")
 _WARM_UP = 1  # steps of a generation, which load and compile
 
@@ -101,35 +100,6 @@ def tune(
     else:
         _print_trials(session, summary, Console())
     return 0 if session.is_tuned else EXIT_CODES[summary.state]
-
-
-def with_options_of(
-    template: Callable[..., Any], names: Sequence[str] | None, command: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Return a command that also takes these options of another one; it finds them in its context.
-
-    Args:
-        template: the other command.
-        names: which options; None means all but NOT_TUNED.
-        command: takes ``context`` and options of its own.
-    """
-    own = inspect.signature(command, eval_str=True).parameters
-    others = inspect.signature(template, eval_str=True).parameters
-    shared = [
-        parameter
-        for name, parameter in others.items()
-        if name not in own and (name in names if names is not None else name not in NOT_TUNED)
-    ]
-
-    def run(context: typer.Context, **given: Any) -> int:
-        code: int = command(context, **{name: given[name] for name in own if name != "context"})
-        return code
-
-    parameters = [own["context"], *shared, *(p for name, p in own.items() if name != "context")]
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
 
 
 def _parse_measured(text: str) -> tuple[ResourcePlan, float]:

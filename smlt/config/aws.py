@@ -6,27 +6,19 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self
+from urllib.parse import quote
 
-from smlt.config.sources import (
-    CONFIG_FILE,
-    flag,
-    from_arguments,
-    from_environment,
-    from_file,
-    shown,
-    typed,
-)
+from smlt.config.limits import EPHEMERAL_MB, MEMORY_MB
+from smlt.config.sources import flag, join, kinds_of, layers
+from smlt.config.values import Names, shown
 from smlt.errors import ConfigError
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 PYTHONS = ("3.11", "3.12", "3.13")
 ARCHITECTURES = ("x86_64", "arm64")
-MEMORY_MB = (128, 10240)
-EPHEMERAL_MB = (512, 10240)
 LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365)
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -50,12 +42,12 @@ class AwsConfig:
     architecture: str = "x86_64"
     requirements: Path | None = None
     """A requirements file; by default ``requirements.txt`` beside the task's file."""
-    sizes: tuple[str, ...] = ()
+    sizes: Names = field(default_factory=Names)
     """Memory sizes in MB to make functions for ahead of time, beside the job's own."""
     role: str | None = None
     """ARN of an execution role that exists; by default one is made."""
-    subnets: tuple[str, ...] = ()
-    security_groups: tuple[str, ...] = ()
+    subnets: Names = field(default_factory=Names)
+    security_groups: Names = field(default_factory=Names)
     reserved_concurrency: int | None = None
     log_days: int = 14
     ephemeral_mb: int | None = None
@@ -66,7 +58,7 @@ class AwsConfig:
 
     def __post_init__(self) -> None:
         for name in ("subnets", "security_groups", "sizes"):
-            object.__setattr__(self, name, tuple(str(one) for one in getattr(self, name)))
+            object.__setattr__(self, name, Names(str(one) for one in getattr(self, name)))
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise self._refuse("name", "use up to 31 small letters, digits and hyphens.")
         self._check_choice("python", PYTHONS)
@@ -105,27 +97,12 @@ class AwsConfig:
         Raises:
             ConfigError: a value cannot be used, or the file has an unknown key or is no TOML.
         """
-        variables = os.environ if environment is None else environment
-        given = {name: arguments[name] for name in _NAMES if name in arguments}
-        layers = [
-            from_file((folder or Path()) / CONFIG_FILE, _NAMES, "aws"),
-            from_environment(variables, _NAMES, "SMLT_AWS_"),
-            from_arguments(given),
-        ]
-        values: dict[str, Any] = {}
-        sources: dict[str, str] = {}
-        for layer in layers:
-            for name, (value, source) in layer.items():
-                kind = _kind(name)
-                values[name] = (
-                    _listed(value, source) if kind is tuple else (typed(value, kind, source))
-                )
-                sources[name] = source
+        values, sources = join(layers("aws", arguments, _KINDS, environment, folder), _KINDS)
         return cls(**values, sources=sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain fields, from which a later client of a job makes the same settings again."""
-        plain = {name: getattr(self, name) for name in _NAMES}
+        plain = {name: getattr(self, name) for name in _KINDS}
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in plain.items()
@@ -143,30 +120,21 @@ class AwsConfig:
         return ConfigError(f"{where} is {shown(text)}: {why}")
 
 
-_NAMES = tuple(f.name for f in fields(AwsConfig) if f.name != "sources")
-_HINTS = get_type_hints(AwsConfig)
-
-
-def _listed(value: Any, source: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{source} is {shown(value)}: give a list, or one text with commas.")
-    return tuple(str(one) for one in value)
-
-
-def _kind(name: str) -> type:
-    hint = _HINTS[name]
-    if get_origin(hint) is tuple:
-        return tuple
-    kind: type = next((kind for kind in get_args(hint) if kind is not NoneType), hint)
-    return kind
+_KINDS = kinds_of(AwsConfig)
 
 
 def s3_endpoint(environment: Mapping[str, str] | None = None) -> str | None:
     """Return where an S3-compatible service is, or None for AWS's own."""
     variables = os.environ if environment is None else environment
     return next((variables[name] for name in ENDPOINT_VARIABLES if variables.get(name)), None)
+
+
+def with_endpoint(url: str | None, given: str | None) -> str | None:
+    """Return an S3 URL with an endpoint in it: its own, the given one, or the variables'."""
+    endpoint = given or s3_endpoint()
+    if url is None or endpoint is None or not url.startswith("s3://") or "endpoint=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}endpoint={quote(endpoint, safe=':/')}"
 
 
 def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> str | None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from smlt.config.sources import Duration, flag, shown, typed
-from smlt.config.train import CONCURRENCY_LIMIT, MEMORY_MB
+from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB
+from smlt.config.sources import flag
+from smlt.config.values import Duration, shown, typed
 from smlt.errors import ConfigError
 from smlt.messages import JobSpec, ResourcePlan
 

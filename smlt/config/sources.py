@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import math
+import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
+from smlt.config.values import typed
 from smlt.errors import ConfigError
 
 CONFIG_FILE = "smlt.toml"
 TABLES = ("train", "aws")
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])\s*")
-
-
-class Duration(float):
-    """Seconds; a user writes ``90``, ``30m`` or ``1h 30m``."""
-
 
 Layer = dict[str, tuple[Any, str]]
 """Values by name, not yet of their type, each with its source in words."""
@@ -32,6 +27,68 @@ def flag(name: str) -> str:
     """What an option is called on the command line."""
     special = {"target": "TARGET", "params": "--param"}
     return special.get(name, "--" + name.replace("_", "-"))
+
+
+def kinds_of(table: type) -> dict[str, type]:
+    """Return the plain type of each field but ``sources``: ``int`` for ``int | None``."""
+    hints = get_type_hints(table)
+    return {
+        one.name: _plain_type(hints[one.name]) for one in fields(table) if one.name != "sources"
+    }
+
+
+def _plain_type(hint: Any) -> type:
+    if get_origin(hint) is tuple:
+        return tuple
+    kind: type = next((kind for kind in get_args(hint) if kind is not NoneType), hint)
+    return kind
+
+
+def layers(
+    table: str,
+    arguments: Mapping[str, Any],
+    names: Collection[str],
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> list[Layer]:
+    """Return what ``smlt.toml``, the environment and the arguments say, the strongest last.
+
+    Args:
+        table: of the file; the variables of all tables but the first begin with its name.
+        arguments: by name; those that are no settings of the table are left out.
+        names: the settings there are.
+        environment: by default the process's own.
+        folder: by default the current one.
+
+    Raises:
+        ConfigError: the file has an unknown key or is no TOML.
+    """
+    variables = os.environ if environment is None else environment
+    prefix = "SMLT_" if table == TABLES[0] else f"SMLT_{table.upper()}_"
+    return [
+        from_file((folder or Path()) / CONFIG_FILE, names, table),
+        from_environment(variables, names, prefix),
+        from_arguments({name: arguments[name] for name in names if name in arguments}),
+    ]
+
+
+def join(
+    layers: Iterable[Layer], kinds: Mapping[str, type]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Join layers, the strongest last; return the values by name, and where each stood.
+
+    Raises:
+        ConfigError: a value does not read as its type.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        for name, (value, source) in layer.items():
+            given = typed(value, kinds[name], source)
+            # --param lr=0.1 changes one parameter of the file's, not all of them.
+            values[name] = merged(values.get(name, ()), given) if name == "params" else given
+            sources[name] = source
+    return values, sources
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> Layer:
@@ -44,7 +101,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> Layer:
 
 
 def from_environment(
-    environment: Mapping[str, str], names: Sequence[str], prefix: str = "SMLT_"
+    environment: Mapping[str, str], names: Collection[str], prefix: str = "SMLT_"
 ) -> Layer:
     """What variables such as ``SMLT_WORKERS`` hold; ``SMLT_PARAMS`` is split as a shell would."""
     layer: Layer = {}
@@ -56,7 +113,7 @@ def from_environment(
     return layer
 
 
-def from_file(file: Path, names: Sequence[str], table: str = "train") -> Layer:
+def from_file(file: Path, names: Collection[str], table: str = "train") -> Layer:
     """What one table of a TOML file holds; nothing where there is no file.
 
     Raises:
@@ -89,24 +146,6 @@ def from_file(file: Path, names: Sequence[str], table: str = "train") -> Layer:
     return layer
 
 
-def typed(value: Any, kind: type, source: str) -> Any:
-    """Turn the text of an argument or a variable, or a TOML value, into a value of that kind.
-
-    Raises:
-        ConfigError: it does not read as one.
-    """
-    read, wanted = _READERS[kind]
-    try:
-        return read(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{source} is {shown(value)}: give {wanted}.") from None
-
-
-def shown(value: Any) -> str:
-    """A value as a message quotes it."""
-    return str(value) if isinstance(value, int | float) else repr(str(value))
-
-
 def merged(lower: Sequence[str], upper: Sequence[str]) -> tuple[str, ...]:
     """Join ``KEY=VALUE`` texts of two layers; the upper one's win, key by key."""
     by_key = {text.partition("=")[0]: text for text in (*lower, *upper)}
@@ -120,70 +159,10 @@ def _line(text: str, key: str) -> int:
     return next((number for number, line in lines if pattern.match(line)), 1)
 
 
-def _closest(name: str, names: Sequence[str]) -> str:
+def _closest(name: str, names: Collection[str]) -> str:
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f", did you mean {matches[0]}?" if matches else f"; there are {', '.join(names)}"
 
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError
-    return int(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _duration(value: Any) -> Duration:
-    text = value.strip() if isinstance(value, str) else ""
-    parts = _DURATION.findall(text)
-    if parts and _DURATION.sub("", text) == "":
-        return Duration(sum(float(amount) * _UNITS[unit] for amount, unit in parts))
-    return Duration(_number(value))
-
-
-def _switch(value: Any) -> bool:
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    word = str(value).lower()
-    if word not in words:
-        raise ValueError
-    return words[word]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _path(value: Any) -> Path:
-    if not value:
-        raise ValueError
-    return Path(value)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError
-    return tuple(str(text) for text in value)
-
-
-_READERS: dict[type, tuple[Callable[[Any], Any], str]] = {
-    int: (_whole, "a whole number"),
-    float: (_number, "a number"),
-    Duration: (_duration, "a duration, as in 90s, 30m or 1h30m"),
-    bool: (_switch, "true or false"),
-    str: (_text, "a text"),
-    Path: (_path, "a path"),
-    tuple: (_texts, "a list of NAME=VALUE texts, or a table of them"),
-}

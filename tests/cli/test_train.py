@@ -14,7 +14,9 @@ from rich.console import Console
 from smlt import __version__
 from smlt.cli.live import QuietView
 from smlt.cli.train import follow
+from smlt.cli.train_options import NAMES
 from smlt.config import TrainConfig
+from smlt.config.train import KINDS
 
 REQUIRED = {
     "job_id",
@@ -221,3 +223,7 @@ def test_without_a_command_the_help_is_printed(smlt):
     done = smlt()
     assert done.code == 2
     assert "Commands:" in done.out
+
+
+def test_every_setting_is_an_option():
+    assert set(NAMES) == set(KINDS)
