@@ -7,8 +7,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smlt.control.cost_model import StepCost
 from smlt.control.event_log import EventLog
@@ -18,7 +19,6 @@ from smlt.control.job import Job
 from smlt.control.prices import read_prices
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
-from smlt.control.resource_manager import ResourceManager
 from smlt.control.run_folder import RunFolder
 from smlt.control.summary import summarise
 from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
@@ -31,6 +31,9 @@ from smlt.io.patient_objects import PatientObjects
 from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.messages import Failure, Limits
 from smlt.place import Place
+
+if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
+    from smlt.control.resource_manager import ResourceManager
 
 # A server that answers at all answers within this.
 REACH_S = 3.0
@@ -134,7 +137,10 @@ class Lead:
         if not (spec.adapt or spec.deadline_s or spec.budget_usd):
             return None
         cost = StepCost(prices=read_prices(self._prices))
-        return ResourceManager(spec, job.state.plan, cost, notice=feed.notice, seed=spec.seed)
+        manager: type[ResourceManager] = import_module(
+            "smlt.control.resource_manager"
+        ).ResourceManager
+        return manager(spec, job.state.plan, cost, notice=feed.notice, seed=spec.seed)
 
     async def _cut_short(
         self, job: Job, objects: ObjectStore, store: ParameterStore, folder: RunFolder

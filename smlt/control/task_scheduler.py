@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from smlt.control.functions import Function, Functions
 from smlt.control.goals import Standing
@@ -16,7 +17,6 @@ from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
-from smlt.control.resource_manager import Decision, ResourceManager
 from smlt.control.supervisor import Ended, Supervisor, power_of_two
 from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
@@ -24,6 +24,9 @@ from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.messages import EXACT, Failure, Position, ResourcePlan, StepFlag, WorkerTask
+
+if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
+    from smlt.control.resource_manager import Decision, ResourceManager
 
 logger = logging.getLogger(__name__)
 

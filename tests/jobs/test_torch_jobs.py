@@ -10,7 +10,7 @@ TORCH = TASKS / "torch_tasks.py"
 
 
 def test_sparse_embedding_is_densified_with_a_notice(place):
-    ended = place.train(f"{TORCH}:Words", "--workers", "2", "--steps", "2", "--json").check(0)
+    ended = place.train(f"{TORCH}:Words", "--workers", "1", "--steps", "2", "--json").check(0)
     assert any("sparse" in notice for notice in ended.summary["notices"])
     assert "sparse" in ended.err
 
