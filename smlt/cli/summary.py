@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.cli.live import clock_time, dollars
-from smlt.control.progress import Progress, Summary
+from smlt.control.progress import Summary
 
 
 def to_json(value: Any) -> str:
@@ -73,32 +73,6 @@ def failure_text(summary: Summary, logs: Path | None) -> str:
         ("checkpoint", summary.checkpoint),
     ]
     return "\n".join([*parts, "", *(f"  {name:<10}  {text}" for name, text in rows if text)])
-
-
-def ended(progress: Progress, state: str, message: str) -> Summary:
-    """Make the summary of a job that left none, from the last that was known of it."""
-    loss = {} if progress.loss is None else {"loss": progress.loss}
-    return Summary(
-        job_id=progress.job_id,
-        state=state,
-        metrics=loss | progress.metrics | progress.evaluation,
-        steps=progress.step,
-        epochs=progress.epoch,
-        seconds=progress.elapsed_s,
-        billed_gb_s=progress.billed_gb_s,
-        cost_usd=progress.cost_usd,
-        cost_is_estimate=progress.cost_is_estimate,
-        workers=progress.workers,
-        memory_mb=progress.memory_mb,
-        generations=progress.generation,
-        weights_digest=None,
-        model_path=None,
-        best_model_path=None,
-        checkpoint=None,
-        message=message,
-        phases=dict(progress.phases),
-        notices=list(progress.notices),
-    )
 
 
 def _headline(summary: Summary) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from smlt.cli.crash import keep_traceback
 from smlt.cli.live import View, open_view, print_plain
-from smlt.cli.summary import ended, failure_text, success_text, to_json
+from smlt.cli.summary import failure_text, success_text, to_json
 from smlt.config import TrainConfig
 from smlt.control.progress import Progress, Summary
 from smlt.errors import JobHeldError, SmltError, UserError
@@ -87,9 +87,9 @@ def to_its_end(
     except (UserError, JobHeldError):
         raise
     except SmltError as exc:
-        return ended(session.progress, "failed", _with_way_out(exc, session.progress))
+        return session.progress.summary("failed", _with_way_out(exc, session.progress))
     except Exception as exc:
-        return ended(session.progress, "failed", keep_traceback(exc, run_dir))
+        return session.progress.summary("failed", keep_traceback(exc, run_dir))
 
 
 def _with_way_out(error: SmltError, progress: Progress) -> str:
@@ -124,7 +124,7 @@ async def follow(
     except asyncio.CancelledError:
         if not stops.at_once:
             raise
-        return ended(session.progress, "stopped", "It was stopped at once.")
+        return session.progress.summary("stopped", "It was stopped at once.")
     finally:
         await stops.close()
         for number, handler in before.items():

@@ -47,6 +47,27 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def summary(self, state: str, message: str) -> Summary:
+        """Return how the job ended, as far as this tells; what it has left behind is not in it."""
+        loss = {} if self.loss is None else {"loss": self.loss}
+        return Summary(
+            job_id=self.job_id,
+            state=state,
+            metrics=loss | self.metrics | self.evaluation,
+            steps=self.step,
+            epochs=self.epoch,
+            seconds=self.elapsed_s,
+            billed_gb_s=self.billed_gb_s,
+            cost_usd=self.cost_usd,
+            cost_is_estimate=self.cost_is_estimate,
+            workers=self.workers,
+            memory_mb=self.memory_mb,
+            generations=self.generation,
+            message=message,
+            phases=dict(self.phases),
+            notices=list(self.notices),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
@@ -66,11 +87,11 @@ class Summary:
     workers: int
     memory_mb: int
     generations: int
-    weights_digest: str | None
+    weights_digest: str | None = None
     """``sha256:…`` of the final weights."""
-    model_path: str | None
-    best_model_path: str | None
-    checkpoint: str | None
+    model_path: str | None = None
+    best_model_path: str | None = None
+    checkpoint: str | None = None
     """Where the newest checkpoint is, when there is no model."""
     message: str
     """One sentence: why it ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from smlt.control.progress import Progress, Summary
@@ -21,7 +22,6 @@ async def summarise(
 ) -> Summary:
     """Copy the model, and the best one if there is one, into the run folder; return the summary."""
     job = JobObjects(progress.job_id)
-    loss = {} if progress.loss is None else {"loss": progress.loss}
     model = await _bring(objects, job.model, folder.model)
     best = None
     if outcome.status != "failed":
@@ -36,27 +36,16 @@ async def summarise(
         # What is kept counts: a rank may have saved a step that no report tells of.
         kept = await checkpoint.read_manifest(objects, progress.job_id, newest)
         steps = max(steps, kept.info.get("trained", 0))
-    return Summary(
-        job_id=progress.job_id,
-        state=outcome.status,
-        metrics={**loss, **progress.metrics, **progress.evaluation},
+    return replace(
+        progress.summary(outcome.status, outcome.message),
         steps=steps,
         epochs=progress.epoch + 1 if steps else 0,
-        seconds=progress.elapsed_s,
-        billed_gb_s=progress.billed_gb_s,
-        cost_usd=progress.cost_usd,
-        cost_is_estimate=progress.cost_is_estimate,
-        workers=progress.workers,
-        memory_mb=progress.memory_mb,
         generations=outcome.generations,
         weights_digest=digest,
         model_path=None if model is None else str(model),
         best_model_path=None if best is None else str(best),
         checkpoint=str(manifest.parent) if manifest else None,
-        message=outcome.message,
-        phases=dict(progress.phases),
         traceback=outcome.failure.traceback if outcome.failure else "",
-        notices=list(progress.notices),
     )
 
 
