@@ -23,9 +23,9 @@ from smlt.io import checkpoint
 from smlt.io.keys import JobObjects, package_key
 from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
-from smlt.lead import Lead, check_server, disk_errors
+from smlt.lead import Lead, disk_errors
 from smlt.messages import JobSpec, JobState, Limits
-from smlt.place import LINGER_S, Place, aws_place, left_place
+from smlt.place import LINGER_S, Place, aws_place, check_server, left_place, reaches
 
 # Limits so long are a debugger's; functions do not have them.
 _DEBUGGER_S = 1e8
@@ -63,7 +63,7 @@ class Continuation(Lead):
             objects = self._patient(store)
             job = await self._job(objects)
             wanted = self._wanted(job.state)
-            if self._parameters is not None:
+            if self._parameters is not None and folder.release is None:
                 await check_server(self._parameters)
             with disk_errors(self._run_dir):
                 await job.take_over(this_client(), **wanted)
@@ -81,17 +81,18 @@ class Continuation(Lead):
         if state.stop_requested and await self._cloud_is_gone(folder):
             return await self._end(job, objects, folder)
         package, _ = await objects.get(package_key(state.spec.code))
-        async with self._place(folder, state.spec, package) as place:
+        async with await self._place(folder, state.spec, package) as place:
             return await self._lead(job, objects, place, folder)
 
-    def _place(
+    async def _place(
         self, folder: RunFolder, spec: JobSpec, package: bytes
     ) -> AbstractAsyncContextManager[Place]:
         """Return to the cloud that the job has run in."""
         if folder.release is None:
             return left_place(self._run_dir, folder, spec, package, self._parameters)
         release = Release.from_dict(folder.release)
-        return aws_place(release, spec, self._parameters or release.parameters)
+        parameters = self._parameters or release.parameters
+        return aws_place(release, spec, parameters, is_near=await reaches(parameters))
 
     async def _job(self, objects: ObjectStore) -> Job:
         job_id = self.progress.job_id

@@ -28,15 +28,13 @@ from smlt.io.link_rate import paced
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.patient_objects import PatientObjects
-from smlt.io.stores import open_object_store, open_parameter_store
+from smlt.io.stores import open_object_store
 from smlt.messages import Failure, Limits
-from smlt.place import Place
+from smlt.place import REACH_S, Place
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
     from smlt.control.resource_manager import ResourceManager
 
-# A server that answers at all answers within this.
-REACH_S = 3.0
 _CUT_S = 10.0
 # Ours and the cloud's.
 CLOCKS_DIFFER_S = 300.0
@@ -92,7 +90,7 @@ class Lead:
         )
         functions = Functions(place.make)
         await functions.of(job.state.plan.memory_mb)
-        store = open_parameter_store(place.parameters, time_limit_s=spec.limits.store_s)
+        store = place.open_store(spec.limits.store_s, invocations.called)
         async with store, folder.status_of(progress):
             scheduler = self._scheduler = TaskScheduler(
                 job,
@@ -167,12 +165,6 @@ async def _sweep(store: ParameterStore, job_id: str) -> None:
 async def _watch(place: Place, scheduler: TaskScheduler) -> None:
     if place.ended is not None:
         scheduler.give_up(Failure(kind="cloud", message=await place.ended()))
-
-
-async def check_server(url: str) -> None:
-    """Find out before anything is started that the server cannot be reached, and soon."""
-    async with open_parameter_store(url, time_limit_s=REACH_S) as store:
-        await store.discard(["smlt"])  # of several servers, it asks each
 
 
 async def check_objects(url: str) -> None:

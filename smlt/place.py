@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from smlt.aws.api import open_api
@@ -12,18 +13,28 @@ from smlt.aws.deployment import Deployment
 from smlt.aws.release import Release
 from smlt.control.artifact_manager import HANDLER, python_runtime
 from smlt.control.functions import Function
+from smlt.control.gateway_store import GatewayStore
 from smlt.control.job_settings import function_environment
 from smlt.control.lambda_client import Endpoint, LambdaClient, LambdaService, lambda_client
 from smlt.control.run_folder import RunFolder
 from smlt.embedded.cloud import EmbeddedCloud
 from smlt.embedded.running_cloud import RunningCloud
-from smlt.errors import UserError
+from smlt.errors import StoreUnreachableError, UserError
 from smlt.inline import InlineCloud
+from smlt.io.parameter_store import ParameterStore
+from smlt.io.stores import open_parameter_store
 from smlt.messages import JobSpec
 
 # Longer than it takes the workers to notice that the client is gone, and to save.
 LINGER_S = 20.0
 _SAVING_S = 15.0
+# A server that answers at all answers within this.
+REACH_S = 3.0
+# For a function that has to start, in a private network, the same.
+_REACH_FROM_THERE_S = 20.0
+
+Billed = Callable[[int, int], None]
+"""Hears of a call's billed milliseconds, and of the function's memory in MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,29 @@ class Place:
     notices: Sequence[str] = ()
     ended: Callable[[], Awaitable[str]] | None = None
     """Waits for the service's own untimely end, and says how it came."""
+    way: Callable[[float, Billed], ParameterStore] | None = None
+    """Opens the parameter store where this process cannot reach it by itself."""
+
+    def open_store(self, time_limit_s: float, billed: Billed) -> ParameterStore:
+        """Open the parameter store as the job's client uses it."""
+        if self.way is not None:
+            return self.way(time_limit_s, billed)
+        return open_parameter_store(self.parameters, time_limit_s=time_limit_s)
+
+
+async def check_server(url: str) -> None:
+    """Find out before anything is started that the server cannot be reached, and soon."""
+    async with open_parameter_store(url, time_limit_s=REACH_S) as store:
+        await store.discard(["smlt"])  # of several servers, it asks each
+
+
+async def reaches(url: str) -> bool:
+    """Whether the server can be reached from here; one that refuses us is an error as ever."""
+    try:
+        await check_server(url)
+    except StoreUnreachableError:
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -96,8 +130,14 @@ async def left_place(
 
 
 @asynccontextmanager
-async def aws_place(release: Release, spec: JobSpec, parameters: str) -> AsyncIterator[Place]:
-    """Open AWS: the functions of a release are made, or found, in the user's account."""
+async def aws_place(
+    release: Release, spec: JobSpec, parameters: str, *, is_near: bool
+) -> AsyncIterator[Place]:
+    """Open AWS: the functions of a release are made, or found, in the user's account.
+
+    ``is_near`` says whether the parameter store can be reached from here; if not, a function is
+    the way to it.
+    """
     async with open_api(release.region) as api:
         deployment = await Deployment.open(api, release)
 
@@ -105,7 +145,39 @@ async def aws_place(release: Release, spec: JobSpec, parameters: str) -> AsyncIt
             return await deployment.function(memory_mb, spec.threads)
 
         async with lambda_client(Endpoint(region=deployment.release.region)) as cloud:
-            yield Place(cloud, parameters, make)
+            if is_near:
+                yield Place(cloud, parameters, make)
+                return
+            function = await deployment.gateway()
+            notice = (
+                "the parameter store cannot be reached from here: the job is followed through the "
+                f"function {function.name}"
+            )
+            way = partial(_through, cloud, function, parameters)
+            await _check_way(way)
+            yield Place(cloud, parameters, make, (notice,), way=way)
+
+
+async def _check_way(way: Callable[[float, Billed], ParameterStore]) -> None:
+    try:
+        async with way(_REACH_FROM_THERE_S, lambda billed_ms, memory_mb: None) as store:
+            await store.discard(["smlt"])
+    except StoreUnreachableError as exc:
+        raise StoreUnreachableError(
+            f"neither this machine nor a function reaches the parameter store ({exc}): name its "
+            "network with subnets and security_groups in [aws], and let these reach its port"
+        ) from exc
+
+
+def _through(
+    cloud: LambdaClient, function: Function, url: str, time_limit_s: float, billed: Billed
+) -> GatewayStore:
+    return GatewayStore(
+        url,
+        partial(cloud.call, function.name, function.version),
+        time_limit_s=time_limit_s,
+        billed=lambda billed_ms: billed(billed_ms, function.memory_mb),
+    )
 
 
 def _endpoint(url: str) -> Endpoint:

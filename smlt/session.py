@@ -19,9 +19,9 @@ from smlt.control.prices import read_prices
 from smlt.control.progress import Summary
 from smlt.control.run_folder import RunFolder
 from smlt.io.stores import open_object_store
-from smlt.lead import Lead, check_objects, check_server, disk_errors
+from smlt.lead import Lead, check_objects, disk_errors
 from smlt.messages import JobSpec
-from smlt.place import Place, aws_place, embedded_place, inline_place
+from smlt.place import Place, aws_place, check_server, embedded_place, inline_place, reaches
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params
 
@@ -38,6 +38,8 @@ class Session(Lead):
         if aws is None and config.platform == "aws":
             aws = AwsConfig.load({})
         self._aws = aws if config.platform == "aws" else None
+        self._is_near = True
+        """Whether the parameter store of a job on AWS can be reached from here."""
 
     async def train(self) -> Summary:
         """Run the job to its end.
@@ -59,7 +61,9 @@ class Session(Lead):
         progress.job_id = new_job_id(target.reference.rpartition(":")[2])
         progress.epochs = config.epochs
         self._running = asyncio.current_task()
-        if config.parameter_store is not None:
+        if config.parameter_store is not None and self._aws is not None:
+            self._is_near = await reaches(config.parameter_store)
+        elif config.parameter_store is not None:
             await check_server(config.parameter_store)
         objects_url = config.object_store or (run_dir / "objects").as_uri()
         if config.objects is not None:
@@ -105,7 +109,8 @@ class Session(Lead):
         parameters = self._config.parameter_store
         if isinstance(package, Shipment):
             folder.write_release(package.release.to_dict())
-            return aws_place(package.release, spec, package.release.parameters)
+            release = package.release
+            return aws_place(release, spec, release.parameters, is_near=self._is_near)
         if self._config.inline:
             return inline_place(target.root, self.progress.job_id, parameters)
         chaos = self._config.chaos

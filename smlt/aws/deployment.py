@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from smlt.aws.api import Api
-from smlt.aws.function import LambdaFunction
+from smlt.aws.function import LambdaFunction, Shape
 from smlt.aws.release import Release
 from smlt.aws.resources import Account, Layer, LogGroup, Resource, Role
 from smlt.config.function import BUNDLES_VARIABLE
 from smlt.control.functions import Function
 from smlt.control.job_settings import function_environment
 from smlt.errors import ConfigError
+
+GATEWAY_MB = 512
+"""Its calls take milliseconds; with less memory, and so less of a core, they take longer."""
+_GATEWAY_S = 60
+_WORKER_S = 900
+_LEAST_TMP_MB = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +76,60 @@ class Deployment:
             await self._bring(resource, dry_run=dry_run, told=told)
         self._shared = True
         for memory_mb in sizes:
-            await self._function(memory_mb, threads, dry_run=dry_run, told=told)
+            await self._function(self._worker(memory_mb, threads), dry_run=dry_run, told=told)
+        if self.release.has_gateway:
+            await self._function(self._gateway(), dry_run=dry_run, told=told)
 
     async def function(self, memory_mb: int, threads: int | None) -> Function:
         """Return the published version of one size, made if it is not there."""
+        return await self._published(self._worker(memory_mb, threads))
+
+    async def gateway(self) -> Function:
+        """Return the function through which a client reaches the parameter store."""
+        return await self._published(self._gateway())
+
+    async def _published(self, shape: Shape) -> Function:
         if not self._shared:
             await self.apply(())
-        function = await self._function(memory_mb, threads)
+        function = await self._function(shape)
         version = await function.publish()
-        return Function(name=function.name, version=version, memory_mb=memory_mb)
+        return Function(name=function.name, version=version, memory_mb=shape.memory_mb)
+
+    def _worker(self, memory_mb: int, threads: int | None) -> Shape:
+        release = self.release
+        environment = function_environment(memory_mb, threads, release.architecture)
+        if release.bundles is not None:
+            environment[BUNDLES_VARIABLE] = release.bundles
+        return Shape(
+            name=f"{release.function_prefix}{memory_mb}",
+            description="A worker of smlt.",
+            memory_mb=memory_mb,
+            timeout_s=_WORKER_S,
+            ephemeral_mb=release.ephemeral_mb,
+            environment=environment,
+            reserved_concurrency=release.reserved_concurrency,
+        )
+
+    def _gateway(self) -> Shape:
+        return Shape(
+            name=f"{self.release.function_prefix}gateway",
+            description="The way of smlt's client to the parameter store.",
+            memory_mb=GATEWAY_MB,
+            timeout_s=_GATEWAY_S,
+            ephemeral_mb=_LEAST_TMP_MB,
+            environment={},
+            reserved_concurrency=None,
+        )
 
     async def _function(
         self,
-        memory_mb: int,
-        threads: int | None,
+        shape: Shape,
         *,
         dry_run: bool = False,
         told: Callable[[Change], None] = lambda change: None,
     ) -> LambdaFunction:
-        environment = function_environment(memory_mb, threads, self.release.architecture)
-        if self.release.bundles is not None:
-            environment[BUNDLES_VARIABLE] = self.release.bundles
-        group = LogGroup(self._api, self.release, memory_mb)
-        function = LambdaFunction(
-            self._api, self.release, memory_mb, environment, self._role, self._layer
-        )
+        group = LogGroup(self._api, self.release, shape.name)
+        function = LambdaFunction(self._api, self.release, shape, self._role, self._layer)
         for resource in (group, function):
             await self._bring(resource, dry_run=dry_run, told=told)
         return function

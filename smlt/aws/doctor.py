@@ -89,7 +89,7 @@ async def _quota(api: Api, workers: int) -> Finding:
 async def _function(api: Api, name: str, objects: str, parameters: str | None) -> list[Finding]:
     """Ask the newest version of one function of the deployment what it sees."""
     listed = await api.all("lambda", "list_functions", "looking for functions", "Functions")
-    names = [f["FunctionName"] for f in listed]
+    names = sorted(f["FunctionName"] for f in listed)
     found = next((one for one in names if one.startswith(function_prefix(name))), None)
     if found is None:
         return [Finding("function", True, "none is deployed yet, so none was asked")]

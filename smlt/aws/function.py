@@ -1,9 +1,10 @@
-"""A function of one size of memory: its code, its settings, and the version that a job runs."""
+"""A function: its code, its settings, and the version that a job runs."""
 
 from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from dataclasses import dataclass
 from typing import Any
 
 from smlt.aws.api import Api
@@ -19,8 +20,20 @@ _READY_S = 300.0
 _POLL_S = (0.05, 1.0)
 _ROLE_S = 60.0
 """A role that is new is not known everywhere at once."""
-_TIMEOUT_S = 900
 _RECURSION = "Terminate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What one function has to itself, among those of a release."""
+
+    name: str
+    description: str
+    memory_mb: int
+    timeout_s: int
+    ephemeral_mb: int
+    environment: dict[str, str]
+    reserved_concurrency: int | None
 
 
 class LambdaFunction:
@@ -30,18 +43,16 @@ class LambdaFunction:
         self,
         api: Api,
         release: Release,
-        memory_mb: int,
-        environment: dict[str, str],
+        shape: Shape,
         role: Role,
         layer: Layer,
     ) -> None:
         self._api = api
         self._release = release
-        self._memory_mb = memory_mb
-        self._environment = environment
+        self._shape = shape
         self._role = role
         self._layer = layer
-        self.name = release.function_name(memory_mb)
+        self.name = shape.name
         self.title = f"function {self.name}"
         self._found: dict[str, Any] | None = None
         self._code_sha256 = b64encode(bytes.fromhex(release.code)).decode()
@@ -57,7 +68,7 @@ class LambdaFunction:
         if self._code_differs:
             changed.insert(0, "code")
         if found.get("Concurrency", {}).get("ReservedConcurrentExecutions") != (
-            self._release.reserved_concurrency
+            self._shape.reserved_concurrency
         ):
             changed.append("reserved concurrency")
         return f"update {', '.join(changed)}" if changed else ""
@@ -102,16 +113,16 @@ class LambdaFunction:
 
     def _settings(self) -> dict[str, Any]:
         """What of the configuration is ours to say, beside the code."""
-        release = self._release
+        release, shape = self._release, self._shape
         return {
             "Runtime": release.machine.runtime,
             "Role": self._role.arn,
             "Handler": HANDLER,
-            "Description": "A worker of smlt.",
-            "Timeout": _TIMEOUT_S,
-            "MemorySize": self._memory_mb,
-            "EphemeralStorage": {"Size": release.ephemeral_mb},
-            "Environment": {"Variables": self._environment},
+            "Description": shape.description,
+            "Timeout": shape.timeout_s,
+            "MemorySize": shape.memory_mb,
+            "EphemeralStorage": {"Size": shape.ephemeral_mb},
+            "Environment": {"Variables": shape.environment},
             "Layers": [self._layer.arn],
             "VpcConfig": {
                 "SubnetIds": list(release.subnets),
@@ -177,7 +188,7 @@ class LambdaFunction:
         """Set what stands beside the configuration."""
         doing, name = f"setting up the {self.title}", {"FunctionName": self.name}
         await self._until_ready(None)
-        reserved = self._release.reserved_concurrency
+        reserved = self._shape.reserved_concurrency
         if reserved is None:
             await self._api.call("lambda", "delete_function_concurrency", doing, **name)
         else:

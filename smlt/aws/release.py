@@ -64,11 +64,10 @@ class Release:
     def function_prefix(self) -> str:
         return function_prefix(self.name)
 
-    def function_name(self, memory_mb: int) -> str:
-        return f"{self.function_prefix}{memory_mb}"
-
-    def log_group(self, memory_mb: int) -> str:
-        return f"/aws/lambda/{self.function_name(memory_mb)}"
+    @property
+    def has_gateway(self) -> bool:
+        """Whether its parameter store is in a network that a client need not see."""
+        return bool(self.subnets) and not self.parameters.startswith("s3://")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

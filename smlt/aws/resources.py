@@ -152,10 +152,10 @@ class Layer:
 class LogGroup:
     """Where a function's log goes. Made beforehand: Lambda would make it keep logs for ever."""
 
-    def __init__(self, api: Api, release: Release, memory_mb: int) -> None:
+    def __init__(self, api: Api, release: Release, function: str) -> None:
         self._api = api
         self._release = release
-        self._name = release.log_group(memory_mb)
+        self._name = f"/aws/lambda/{function}"
         self.title = f"log group {self._name}"
         self._exists = False
 

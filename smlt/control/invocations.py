@@ -130,6 +130,10 @@ class Invocations:
         self._by_id[request_id] = Invocation(request_id, generation, rank, memory_mb, now)
         self._running[memory_mb].add(now)
 
+    def called(self, billed_ms: int, memory_mb: int) -> None:
+        """Bill a call that is no worker's."""
+        self._charge(billed_ms, memory_mb)
+
     def of(self, generation: int) -> list[Invocation]:
         """Return the invocations of one generation."""
         return [i for i in self._by_id.values() if i.generation == generation]
@@ -172,7 +176,9 @@ class Invocations:
     def _end(self, invocation: Invocation) -> None:
         """Bill an invocation that is over by what Lambda says of it."""
         self._running[invocation.memory_mb].remove(invocation.sent)
-        billed, memory_mb = invocation.billed_ms, invocation.memory_mb
+        self._charge(invocation.billed_ms, invocation.memory_mb)
+
+    def _charge(self, billed: int, memory_mb: int) -> None:
         amount, dollars = self._ended
         self._ended = (
             amount + gb_seconds(billed, memory_mb),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from smlt.errors import CloudError
 TMP_MB = 512
 ROLE = "arn:aws:iam::000000000000:role/smlt"
 _EVENT_LIMIT = 1 << 20
+_BILLED = re.compile(rb"Billed Duration: (\d+) ms")
 _READY_S = 120.0
 _POLL_S = 0.05
 
@@ -41,6 +44,14 @@ class LogEvent:
     stream: str
     timestamp_ms: int
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a function returned that was waited for."""
+
+    payload: Mapping[str, Any]
+    billed_ms: int
 
 
 class LambdaService(Protocol):
@@ -111,6 +122,33 @@ class LambdaClient:
                 FunctionName=name, Qualifier=qualifier, InvocationType="Event", Payload=body
             )
         return str(answer["ResponseMetadata"]["RequestId"])
+
+    async def call(
+        self, name: str, qualifier: str, payload: Mapping[str, Any], limit_s: float
+    ) -> Answer:
+        """Invoke a function and wait for what it returns.
+
+        Raises:
+            CloudError: it could not be invoked, failed, or did not end within the limit; it may
+                have done all the same what it was asked.
+        """
+        doing = f"calling {name}"
+        try:
+            async with asyncio.timeout(limit_s):
+                with translated(doing):
+                    answer = await self._functions.invoke(
+                        FunctionName=name,
+                        Qualifier=qualifier,
+                        LogType="Tail",
+                        Payload=json.dumps(payload).encode(),
+                    )
+                    said = json.loads(await answer["Payload"].read())
+        except TimeoutError:
+            raise CloudError(f"{doing} failed: no answer within {limit_s:g} s") from None
+        if "FunctionError" in answer:
+            raise CloudError(f"{doing} failed: {said.get('errorMessage', said)}")
+        billed = _BILLED.search(b64decode(answer.get("LogResult", "")))
+        return Answer(said, int(billed[1]) if billed else 0)
 
     async def delete_function(self, name: str) -> None:
         """Delete the function with all its versions; one that is gone is no error."""

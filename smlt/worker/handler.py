@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from smlt.config.function import FunctionEnvironment
+from smlt.io.gateway import GATEWAY
 from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.messages import WorkerTask
+from smlt.worker.gateway import Gateway
 from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation
 from smlt.worker.packages import ensure_packages
@@ -20,10 +22,13 @@ from smlt.worker.watchdog import Watchdog
 
 # Lives as long as the execution environment.
 _memory = WarmMemory()
+_gateway = Gateway()
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Take part in one generation as one rank; return what became of it."""
+    if GATEWAY in event:
+        return dict(_gateway.answer(event))
     if PROBE in event:
         return asyncio.run(answer(event))
     # Anchored at once to a clock that nobody sets.

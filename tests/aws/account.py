@@ -171,7 +171,7 @@ class AwsAccount:
     def _publish(self, name: str) -> str:
         found = self.client("lambda").get_function_configuration(FunctionName=name)
         settings = {key: found[key] for key in _COPIED}
-        variables = found["Environment"]["Variables"] | self.function_variables
+        variables = found.get("Environment", {}).get("Variables", {}) | self.function_variables
         settings["Environment"] = {"Variables": variables}
         layers = [self._layers[layer["Arn"]] for layer in found.get("Layers", ())]
         code = self._unpacked(self._code[name], layers)

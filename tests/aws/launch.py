@@ -1,5 +1,9 @@
-"""``smlt`` as if this machine were one of Lambda's: what is compiled for it loads there."""
+"""``smlt`` as if this machine were one of Lambda's: what is compiled for it loads there.
 
+``TEST_CLOSED_PORT`` names a port that this process, unlike functions, cannot connect to.
+"""
+
+import os
 import platform
 import sys
 
@@ -8,6 +12,15 @@ from smlt.cli import main
 
 _, version = platform.libc_ver()
 machine.GLIBC = dict.fromkeys(machine.GLIBC, tuple(map(int, version.split("."))))
+CLOSED = int(os.environ.get("TEST_CLOSED_PORT", "0"))
+
+
+def refuse(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][1] == CLOSED:
+        raise ConnectionRefusedError(111, "closed for this test")
+
 
 if __name__ == "__main__":
+    if CLOSED:
+        sys.addaudithook(refuse)
     sys.exit(main())

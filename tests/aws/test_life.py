@@ -105,6 +105,28 @@ def test_mnist_across_a_killed_worker(shell, account, bucket, valkey, tmp_path):
     assert tagged(account) == []
 
 
+def test_a_store_that_only_functions_reach_is_reached_through_one(shell, account, bucket, valkey):
+    """Training, and going on by another client: the direct path is closed to both."""
+    closed = {"TEST_CLOSED_PORT": valkey.rpartition(":")[2]}
+    stores = ("--objects", bucket, "--parameters", valkey)
+    job = ("--workers", "4", "--steps", "20", "--json", "--quiet")
+    aws = ("--platform", "aws", "--yes", "--deadline", "1h", "--no-adapt")
+    begin = len(account.calls)
+    trained = shell.smlt("train", SMALL, *stores, *aws, *job, **closed).check(0)
+    assert trained.summary["state"] == "completed"
+    local = shell.smlt("train", SMALL, *job).check(0)
+    assert local.summary["weights_digest"] == trained.summary["weights_digest"]
+    names = [f["FunctionName"] for f in account.client("lambda").list_functions()["Functions"]]
+    assert [name for name in names if name.endswith("-gateway")]
+    calls = account.calls[begin:].count(("lambda", "Invoke"))
+    assert calls > 4  # the workers' own
+    print(f"{calls - 4} calls of the gateway in {trained.summary['elapsed_s']:.1f} s")
+    longer = shell.smlt("resume", "--steps", "25", "--json", "--quiet", **closed).check(0)
+    assert longer.summary["steps"] == 25
+    shell.smlt("destroy", "--objects", bucket).check(0)
+    assert tagged(account) == []
+
+
 @pytest.mark.slow
 def test_what_is_in_a_package(shell):
     shown = json.loads(shell.smlt("package", SMALL, "--json").check(0).out)
