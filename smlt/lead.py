@@ -16,7 +16,8 @@ from smlt.control.event_log import EventLog
 from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
-from smlt.control.prices import read_prices
+from smlt.control.late_reports import wait_for_reports
+from smlt.control.prices import prices_of
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
@@ -82,9 +83,16 @@ class Lead:
         progress.notices.extend(place.notices)
         feed = ProgressFeed(progress, EventLog(folder.events))
         earlier = progress.billed_gb_s, progress.cost_usd
+        prices = prices_of(place.kind.region, self._prices)
+        if prices.region != place.kind.region:
+            progress.notices.append(
+                f"there are no prices of {place.kind.region}: costs are those of {prices.region}; "
+                "give your own with --prices"
+            )
         invocations = Invocations(
             folder.logs,
-            prices=read_prices(self._prices),
+            prices=prices,
+            kind=place.kind,
             earlier=earlier,
             since_ms=int((time.time() - CLOCKS_DIFFER_S) * 1000),
         )
@@ -102,7 +110,9 @@ class Lead:
                 feed=feed,
                 objects_url=objects.url,
                 parameters_url=paced(place.parameters, spec.link_mbps),
-                manager=self._manager(job, feed),
+                manager=self._manager(
+                    job, feed, StepCost(prices=prices, architecture=place.kind.architecture)
+                ),
             )
             if self._stop_requested:
                 await scheduler.request_stop()
@@ -121,6 +131,9 @@ class Lead:
                 self._scheduler = None
                 watch.cancel()
             await _sweep(store, progress.job_id)
+            if invocations.unreported:
+                await wait_for_reports(place.cloud, invocations)
+                progress.billed_gb_s, progress.cost_usd = invocations.bill()
             progress.state = outcome.status
             feed.event("end", status=outcome.status, message=outcome.message)
         if outcome.failure is not None and outcome.failure.kind == "user":
@@ -129,12 +142,11 @@ class Lead:
         folder.write_summary(summary)
         return summary
 
-    def _manager(self, job: Job, feed: ProgressFeed) -> ResourceManager | None:
+    def _manager(self, job: Job, feed: ProgressFeed, cost: StepCost) -> ResourceManager | None:
         """Return what watches the job's goals, if it has any."""
         spec = job.state.spec
         if not (spec.adapt or spec.deadline_s or spec.budget_usd):
             return None
-        cost = StepCost(prices=read_prices(self._prices))
         manager: type[ResourceManager] = import_module(
             "smlt.control.resource_manager"
         ).ResourceManager

@@ -12,6 +12,7 @@ from smlt.aws.api import open_api
 from smlt.aws.deployment import Deployment
 from smlt.aws.release import Release
 from smlt.control.artifact_manager import HANDLER, python_runtime
+from smlt.control.bill import PLAIN, FunctionKind
 from smlt.control.functions import Function
 from smlt.control.gateway_store import GatewayStore
 from smlt.control.job_settings import function_environment
@@ -45,6 +46,7 @@ class Place:
     parameters: str
     make: Callable[[int], Awaitable[Function]]
     """Makes the function of a size of memory, in MB."""
+    kind: FunctionKind = PLAIN
     notices: Sequence[str] = ()
     ended: Callable[[], Awaitable[str]] | None = None
     """Waits for the service's own untimely end, and says how it came."""
@@ -106,7 +108,7 @@ async def embedded_place(
     async with embedded, lambda_client(_endpoint(embedded.endpoint)) as cloud:
         url = parameters or str(embedded.parameters)
         make = _maker(cloud, spec, package)
-        yield Place(cloud, url, make, embedded.notices, embedded.ended)
+        yield Place(cloud, url, make, notices=embedded.notices, ended=embedded.ended)
 
 
 @asynccontextmanager
@@ -126,7 +128,7 @@ async def left_place(
                 "The job's parameter store is a server that was given with --parameters: "
                 "give its URL again."
             )
-        yield Place(cloud, url, _maker(cloud, spec, package), (), left.ended)
+        yield Place(cloud, url, _maker(cloud, spec, package), ended=left.ended)
 
 
 @asynccontextmanager
@@ -140,13 +142,18 @@ async def aws_place(
     """
     async with open_api(release.region) as api:
         deployment = await Deployment.open(api, release)
+        kind = FunctionKind(
+            region=str(deployment.release.region),
+            architecture="arm64" if release.architecture == "arm64" else "x86_64",
+            ephemeral_mb=release.ephemeral_mb,
+        )
 
         async def make(memory_mb: int) -> Function:
             return await deployment.function(memory_mb, spec.threads)
 
         async with lambda_client(Endpoint(region=deployment.release.region)) as cloud:
             if is_near:
-                yield Place(cloud, parameters, make)
+                yield Place(cloud, parameters, make, kind)
                 return
             function = await deployment.gateway()
             notice = (
@@ -155,7 +162,7 @@ async def aws_place(
             )
             way = partial(_through, cloud, function, parameters)
             await _check_way(way)
-            yield Place(cloud, parameters, make, (notice,), way=way)
+            yield Place(cloud, parameters, make, kind, (notice,), way=way)
 
 
 async def _check_way(way: Callable[[float, Billed], ParameterStore]) -> None:

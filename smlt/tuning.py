@@ -10,7 +10,6 @@ from smlt.config import TrainConfig
 from smlt.control.cost_model import StepCost
 from smlt.control.job import Job
 from smlt.control.plan_search import Choice
-from smlt.control.prices import read_prices
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.resource_manager import ResourceManager
 from smlt.control.search_grid import SearchGrid
@@ -53,22 +52,21 @@ class Tuning(Session):
         super().__init__(replace(config, adapt=True, inline=False))
         self._surrogate = SURROGATES[surrogate]
         self._resources: ResourceManager | None = None
+        self._cost: StepCost | None = None
 
-    def _manager(self, job: Job, feed: ProgressFeed) -> ResourceManager:
+    def _manager(self, job: Job, feed: ProgressFeed, cost: StepCost) -> ResourceManager:
         spec = job.state.spec
+        self._cost = cost
         self._resources = ResourceManager(
             spec,
             job.state.plan,
-            self._cost(),
+            cost,
             notice=feed.notice,
             seed=spec.seed,
             trials_only=True,
             surrogate=self._surrogate,
         )
         return self._resources
-
-    def _cost(self) -> StepCost:
-        return StepCost(prices=read_prices(self._config.prices))
 
     @property
     def is_tuned(self) -> bool:
@@ -78,15 +76,16 @@ class Tuning(Session):
     @property
     def trials(self) -> list[Trial]:
         """What was tried, in that order."""
-        measured = {} if self._resources is None else self._resources.measured
-        cost = self._cost()
+        cost = self._cost
+        if self._resources is None or cost is None:
+            return []
         return [
             Trial(
                 plan=plan,
                 step_s=step_s,
                 step_usd=cost.per_step(plan.workers, plan.memory_mb, step_s),
             )
-            for plan, step_s in measured.items()
+            for plan, step_s in self._resources.measured.items()
         ]
 
     @property

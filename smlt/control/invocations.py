@@ -2,19 +2,19 @@
 
 Lambda writes START, END and REPORT lines between the worker's own; the request id in them says
 which invocation, and so which rank, a line belongs to. A REPORT for a rank that has not said that
-it left tells of its death long before its lease runs out.
+it left tells of its death long before its lease runs out. Lines of different streams may arrive
+seconds apart, so from time to time the log is read again from further back.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smlt.control.cost_model import gb_seconds, lambda_cost
+from smlt.control.bill import PLAIN, Bill, FunctionKind
 from smlt.control.lambda_client import LogEvent
 from smlt.control.prices import Prices, read_prices
 
@@ -31,6 +31,10 @@ _RUNTIME_ERROR = re.compile(r"RequestId: \S+ Error: (.+)")
 _RAISED = re.compile(r"\[ERROR\] (\w[\w.]*): (.+)")
 _LARGEST_MB = 10240
 _SUMMARY = re.compile(r"(START|END|REPORT) RequestId: ")
+_LATE_MS = 60_000
+"""By so much lines may be late."""
+_LOOK_BACK_S = 10.0
+"""So often the log is read again for late ones."""
 
 
 @dataclass(slots=True)
@@ -42,7 +46,11 @@ class Invocation:
     rank: int
     memory_mb: int
     sent: float
+    function: str = ""
     ended: bool = False
+    """Lambda has reported its end."""
+    presumed_ms: float | None = None
+    """What it is billed as long as no report of its end has come."""
     billed_ms: int = 0
     used_mb: int = 0
     error_type: str = ""
@@ -74,26 +82,6 @@ class Invocation:
         return f"rank {self.rank} ended before its time: {words}"
 
 
-@dataclass(slots=True)
-class _Running:
-    """Invocations of one size that are not over: many of them, asked for often."""
-
-    count: int = 0
-    sent: float = 0.0
-    """Sum of the times at which they were sent."""
-
-    def add(self, sent: float) -> None:
-        self.count += 1
-        self.sent += sent
-
-    def remove(self, sent: float) -> None:
-        self.count -= 1
-        self.sent -= sent
-
-    def billed_ms(self, now: float) -> float:
-        return max(0.0, self.count * now - self.sent) * 1000
-
-
 class Invocations:
     """All invocations of a job, with a log file for each rank."""
 
@@ -102,6 +90,7 @@ class Invocations:
         log_folder: Path,
         clock: Callable[[], float] = time.monotonic,
         prices: Prices | None = None,
+        kind: FunctionKind = PLAIN,
         earlier: tuple[float, float] = (0.0, 0.0),
         since_ms: int = 0,
     ) -> None:
@@ -111,37 +100,60 @@ class Invocations:
             log_folder: gets a file for each rank.
             clock: seconds.
             prices: by default the table that comes with the package.
+            kind: what the functions' price depends on; by default the plainest ones.
             earlier: what an earlier client of the job was billed: GB-seconds and dollars.
             since_ms: Unix time; what is older in the log is of other jobs.
         """
-        self._ended = earlier
+        self._bill = Bill(prices or read_prices(), kind, earlier)
         self._folder = log_folder
-        self._prices = prices or read_prices()
         self._clock = clock
         self._by_id: dict[str, Invocation] = {}
-        self._running: dict[int, _Running] = defaultdict(_Running)
         self._current: dict[str, str] = {}
         self._seen: set[tuple[str, int, str, int]] = set()
-        self._latest_ms = since_ms
+        self._first_ms = self._latest_ms = since_ms
+        self._looked_back = clock()
 
-    def sent(self, request_id: str, generation: int, rank: int, memory_mb: int) -> None:
+    def sent(
+        self, request_id: str, generation: int, rank: int, memory_mb: int, function: str = ""
+    ) -> None:
         """Note an event that Lambda has accepted."""
         now = self._clock()
-        self._by_id[request_id] = Invocation(request_id, generation, rank, memory_mb, now)
-        self._running[memory_mb].add(now)
+        self._by_id[request_id] = Invocation(request_id, generation, rank, memory_mb, now, function)
+        self._bill.begin(memory_mb, now)
 
     def called(self, billed_ms: int, memory_mb: int) -> None:
         """Bill a call that is no worker's."""
-        self._charge(billed_ms, memory_mb)
+        self._bill.charge(memory_mb, billed_ms)
 
     def of(self, generation: int) -> list[Invocation]:
         """Return the invocations of one generation."""
         return [i for i in self._by_id.values() if i.generation == generation]
 
     @property
+    def unreported(self) -> set[str]:
+        """The functions of which Lambda has not reported the end of every invocation."""
+        return {one.function for one in self._by_id.values() if not one.ended}
+
+    @property
+    def late_since_ms(self) -> int:
+        """From when on the log has to be read again for lines that came late."""
+        return max(self._first_ms, self._latest_ms - _LATE_MS)
+
     def since_ms(self) -> int:
-        """From when on the log has to be read again: timestamps have only milliseconds."""
-        return self._latest_ms
+        """Return from when on to read the log again: timestamps have only milliseconds."""
+        now = self._clock()
+        if now - self._looked_back < _LOOK_BACK_S:
+            return self._latest_ms
+        self._looked_back = now
+        return self.late_since_ms
+
+    def presume_ended(self, generation: int) -> None:
+        """Bill, as if they ended now, those of a generation whose report has not come yet."""
+        now = self._clock()
+        for one in self.of(generation):
+            if not one.ended and one.presumed_ms is None:
+                one.presumed_ms = 1000 * max(0.0, now - one.sent)
+                self._bill.end(one.memory_mb, one.sent, one.presumed_ms)
 
     def take(self, events: list[LogEvent]) -> None:
         """Take in log lines, some of which may have been seen before."""
@@ -158,32 +170,23 @@ class Invocations:
             invocation = self._attribute(event)
             if invocation is not None:
                 written.setdefault(invocation.rank, []).append(event.message.rstrip("\n"))
-        self._seen = {seen for seen in self._seen if seen[1] >= self._latest_ms}
+        late = self.late_since_ms
+        self._seen = {seen for seen in self._seen if seen[1] >= late}
         for rank, lines in written.items():
             with (self._folder / f"rank-{rank}.log").open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
 
     def bill(self) -> tuple[float, float]:
         """Return GB-seconds and US dollars so far, at Lambda's prices."""
-        now = self._clock()
-        amount, dollars = self._ended
-        for memory_mb, running in self._running.items():
-            billed = running.billed_ms(now)
-            amount += gb_seconds(billed, memory_mb)
-            dollars += lambda_cost(billed, memory_mb, running.count, prices=self._prices)
-        return amount, dollars
+        return self._bill.total(self._clock())
 
     def _end(self, invocation: Invocation) -> None:
         """Bill an invocation that is over by what Lambda says of it."""
-        self._running[invocation.memory_mb].remove(invocation.sent)
-        self._charge(invocation.billed_ms, invocation.memory_mb)
-
-    def _charge(self, billed: int, memory_mb: int) -> None:
-        amount, dollars = self._ended
-        self._ended = (
-            amount + gb_seconds(billed, memory_mb),
-            dollars + lambda_cost(billed, memory_mb, 1, prices=self._prices),
-        )
+        memory_mb, billed_ms = invocation.memory_mb, invocation.billed_ms
+        if invocation.presumed_ms is None:
+            self._bill.end(memory_mb, invocation.sent, billed_ms)
+        else:
+            self._bill.correct(memory_mb, invocation.presumed_ms, billed_ms)
 
     def _attribute(self, event: LogEvent) -> Invocation | None:
         start = _START.match(event.message)

@@ -78,6 +78,14 @@ def read_prices(path: Path | None = None, region: str = REGION) -> Prices:
     return Prices(region, as_of, tuple(sources), rates)
 
 
+def prices_of(region: str, path: Path | None = None) -> Prices:
+    """Return the prices of a region, or those of us-east-1 where the table has none of it."""
+    try:
+        return read_prices(path, region)
+    except ConfigError:
+        return read_prices(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -176,6 +176,7 @@ class Supervisor:
             if all(invocation.ended for invocation in sent):
                 return
             await asyncio.sleep(_SETTLE_POLL_S)
+        self._invocations.presume_ended(self._first.generation)
 
     async def _start(self) -> None:
         """Invoke all ranks, wait for their claims, and fix the roster once."""
@@ -233,7 +234,9 @@ class Supervisor:
                     delay *= 2
                 else:
                     break
-        self._invocations.sent(request_id, self._first.generation, rank, self._function.memory_mb)
+        self._invocations.sent(
+            request_id, self._first.generation, rank, function.memory_mb, function.name
+        )
 
     async def _until_over(self) -> None:
         """Wait until every rank has left or is lost, or the limit for saving has passed."""
@@ -311,7 +314,7 @@ class Supervisor:
             await asyncio.sleep(_LOGS_S)
 
     async def _read_logs(self) -> None:
-        name, since = self._function.name, self._invocations.since_ms
+        name, since = self._function.name, self._invocations.since_ms()
         try:
             events = await self._cloud.log_events(name, since)
         except CloudError as error:

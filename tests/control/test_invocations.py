@@ -56,7 +56,7 @@ def test_lines_read_twice_are_written_once_and_equal_lines_as_often_as_printed(
     same = [LogEvent("s", 1001, "tick"), LogEvent("s", 1001, "tick")]
     events = [LogEvent("s", 1000, "START RequestId: a Version: 1"), *same]
     invocations.take(events)
-    invocations.take([event for event in events if event.timestamp_ms >= invocations.since_ms])
+    invocations.take([event for event in events if event.timestamp_ms >= invocations.since_ms()])
     assert (tmp_path / "rank-0.log").read_text().count("tick") == 2
 
 
