@@ -48,8 +48,10 @@ class Smlt:
         )
         self._wire = Wire.of(wire, flat.size, options.ranks)
         self._link = LinkRate(options.link_mbps) if options.link_mbps else None
-        self._runner = asyncio.Runner()
-        self._runner.run(self._open(options, rank, job or wire))
+        # Not asyncio.Runner, which installs and removes a signal handler for each call.
+        self._loop = asyncio.new_event_loop()
+        self._run = self._loop.run_until_complete
+        self._run(self._open(options, rank, job or wire))
 
     async def _open(self, options, rank, job) -> None:
         self._store = store = ValkeyStore(
@@ -97,7 +99,7 @@ class Smlt:
     def step(self):
         """Return what the step has to tell: phases, spans, bytes up and down."""
         before = self._passed()
-        phases = self._runner.run(self._all_reduce())
+        phases = self._run(self._all_reduce())
         passed = [after - then for after, then in zip(self._passed(), before, strict=True)]
         return {"phases": phases.seconds, "spans": phases.spans, "passed": passed}
 
@@ -112,8 +114,8 @@ class Smlt:
         await self._store.close()
 
     def close(self) -> None:
-        self._runner.run(self._close())
-        self._runner.close()
+        self._run(self._close())
+        self._loop.close()
 
 
 class Paper:

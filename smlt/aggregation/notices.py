@@ -2,7 +2,7 @@
 
 One reader for each rank blocks on three streams at once (its contributions, the means, the
 control stream), remembers the last id of each, and so loses nothing over a reconnect. A notice
-may come twice: arrivals are a set.
+may come twice: the second one changes nothing. That of a small shard carries its frame.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from smlt.errors import FrameError, RankMissingError, SmltError
 from smlt.io.keys import GenerationKeys
-from smlt.io.parameter_store import Notice, ParameterStore
+from smlt.io.parameter_store import CARRIED, Notice, ParameterStore
 
 # A blocked read returns at least this often, so that closing never waits long.
 _READ_S = 1.0
@@ -50,6 +50,14 @@ class Arrival(NamedTuple):
         return f"shard {self.shard} of rank {self.rank}"
 
 
+class _Seen(NamedTuple):
+    """A notice of a shard, and where it lies: behind which id of which stream."""
+
+    frame: bytes | None
+    stream: str
+    before: str
+
+
 class Notices:
     """The reader of one rank. ``run`` it as a task; after a failure every wait raises it."""
 
@@ -64,7 +72,7 @@ class Notices:
         self._after = {keys.contributions(rank): "0-0", keys.means: "0-0", keys.control: "0-0"}
         self._control = keys.control
         self._on_control = on_control
-        self._arrived: set[Arrival] = set()
+        self._arrived: dict[Arrival, _Seen] = {}
         self._waiters: dict[Arrival, asyncio.Future[None]] = {}
         self._failure: SmltError | None = None
         self._failed = asyncio.Event()
@@ -75,8 +83,9 @@ class Notices:
         try:
             while True:
                 for notice in await self._store.read(self._after, wait_s=_READ_S):
+                    before = self._after[notice.stream]
                     self._after[notice.stream] = notice.id
-                    self._dispatch(notice)
+                    self._dispatch(notice, before)
         except SmltError as error:
             self.fail(error)
 
@@ -107,8 +116,8 @@ class Notices:
         """What has been waited for the longest, in words; empty when nothing is."""
         return str(next(iter(self._waiters), ""))
 
-    async def wait(self, arrival: Arrival, limit_s: float) -> None:
-        """Return once the shard has been announced.
+    async def wait(self, arrival: Arrival, limit_s: float) -> bytes | None:
+        """Return once the shard has been announced: the frame, if the notice carried it.
 
         The limit is on silence: as long as other shards arrive, this one may still be under way.
 
@@ -118,7 +127,7 @@ class Notices:
         """
         self.check()
         if arrival in self._arrived:
-            return
+            return self._arrived[arrival].frame
         loop = asyncio.get_running_loop()
         begun = loop.time()
         waiter = self._waiters[arrival] = loop.create_future()
@@ -133,17 +142,26 @@ class Notices:
         finally:
             del self._waiters[arrival]
         self.check()
+        return self._arrived[arrival].frame
+
+    async def again(self, arrival: Arrival) -> bytes | None:
+        """Read once more from the store what a notice carried; None where it is gone."""
+        seen = self._arrived[arrival]
+        for notice in await self._store.read({seen.stream: seen.before}, wait_s=0):
+            if Arrival.parse(notice.fields) == arrival:
+                return notice.fields.get(CARRIED)
+        return None
 
     def forget(self, step: int) -> None:
         """Drop what is known of this step and all before it."""
-        self._arrived = {arrival for arrival in self._arrived if arrival.step > step}
+        self._arrived = {a: seen for a, seen in self._arrived.items() if a.step > step}
 
-    def _dispatch(self, notice: Notice) -> None:
+    def _dispatch(self, notice: Notice, before: str) -> None:
         if notice.stream == self._control:
             self._on_control(notice.fields)
             return
         arrival = Arrival.parse(notice.fields)
-        self._arrived.add(arrival)
+        self._arrived[arrival] = _Seen(notice.fields.get(CARRIED), notice.stream, before)
         self._heard = asyncio.get_running_loop().time()
         if arrival in self._waiters:
             _wake(self._waiters[arrival])

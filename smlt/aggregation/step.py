@@ -32,6 +32,10 @@ __all__ = ["AllReduce", "Membership", "StepResult"]
 # they bound the memory of an owner. The store buffers the rest.
 _REDUCTIONS = 2
 _AHEAD = 3
+# What a rank has in its memory of frames that came with their notices, from each stream.
+_CARRIED_BYTES = 8 << 20
+# Notices that are given twice, beyond as many as there are in a step.
+_REPEATS = 8
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class AllReduce:
         self._reductions = asyncio.Semaphore(_REDUCTIONS)
         self.phases = Phases(transfer.members.clock, trace=trace)
         self._result = StepResult(0, 0.0, [frame.Meta()] * plan.shards)
+        self._carried = self._travels_in_notices()
 
     def ready(self, shard: int) -> None:
         """Say that the shard's gradient is final. On the event loop's thread."""
@@ -112,7 +117,8 @@ class AllReduce:
             for shard in range(self._plan.shards):
                 owns = self._plan.owner(shard) == self._rank
                 group.create_task(self._reduce(shard) if owns else self._contribute(shard))
-            group.create_task(self._discard_stale())
+            if self._stale:
+                group.create_task(self._discard_stale())
 
     async def _contribute(self, shard: int) -> None:
         """Put this rank's shard, then fetch the mean into its place."""
@@ -149,14 +155,14 @@ class AllReduce:
         reducer = frame.ShardReducer(span.size, self._world_size, self._wire.dtype)
         await self._add_own(shard, reducer)
         headers = {self._rank: self._header(shard)}
-        rooms: dict[int, Room] = {}
+        rooms: dict[int, Room | None] = {}
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         starts = [partial(self._contribution, shard, rank, reducer) for rank in others]
         async with aclosing(in_order(starts, _AHEAD)) as contributions:
             async for rank, (data, headers[rank]), rooms[rank] in contributions:
                 with self.phases.during(REDUCE, shard):
                     freed = await self._transfer.offload(span.nbytes, reducer.add, rank, data)
-                self._transfer.give_back(rooms.pop(other) for other in freed if other in rooms)
+                self._transfer.give_back([rooms.pop(other, None) for other in freed])
         weight = sum(headers[rank].weight for rank in range(self._world_size))
         with self.phases.during(REDUCE, shard):
             scale = 1.0 / weight if weight else 0.0
@@ -182,7 +188,7 @@ class AllReduce:
 
     async def _contribution(
         self, shard: int, rank: int, reducer: frame.ShardReducer
-    ) -> tuple[int, tuple[memoryview, frame.ShardHeader], Room]:
+    ) -> tuple[int, tuple[memoryview, frame.ShardHeader], Room | None]:
         def verified(data: memoryview) -> tuple[memoryview, frame.ShardHeader]:
             return data, reducer.verify(data)
 
@@ -199,19 +205,40 @@ class AllReduce:
         return self._wire.nbytes(span.stop - span.start)
 
     async def _put(self, arrival: Arrival, stream: str, encode: Callable[[], frame.Pieces]) -> None:
-        # Readers lag by a step at the most; twice that leaves room for repeats.
-        keep = 4 * self._plan.shards * self._world_size
-        nbytes = self._nbytes(arrival.shard)
-        await self._transfer.put(arrival, nbytes, encode, self.phases, stream=stream, keep=keep)
+        # Whoever puts knows that all notices of the step before have been read.
+        keep = 2 * self._notices(is_mean=arrival.is_mean) + _REPEATS
+        await self._transfer.put(
+            arrival,
+            self._nbytes(arrival.shard),
+            encode,
+            self.phases,
+            stream=stream,
+            keep=keep,
+            carried=self._carried,
+        )
+
+    def _notices(self, *, is_mean: bool) -> int:
+        """Return the most notices of a step in the stream of the means, or of one owner."""
+        if is_mean:
+            return self._plan.shards
+        return -(-self._plan.shards // len(self._plan.owners)) * (self._world_size - 1)
+
+    def _travels_in_notices(self) -> bool:
+        """Return whether the shards do: equal on all ranks, and no matter of what compresses."""
+        members, nbytes = self._transfer.members, self._nbytes(0)
+        notices = max(self._notices(is_mean=True), self._notices(is_mean=False))
+        fits = nbytes <= members.carried_bytes and notices * nbytes <= _CARRIED_BYTES
+        return fits and members.store.carries
 
     async def _discard_stale(self) -> None:
         """Free what the step before left, once any shard proves that every rank has applied it."""
         await self._settled.wait()
-        if self._stale:
-            await self._transfer.members.store.discard(self._stale)
+        await self._transfer.members.store.discard(self._stale)
 
     def frames(self) -> list[str]:
         """Return the keys of the shards that this rank owns, for the next step to discard."""
+        if self._carried:
+            return []  # their stream is trimmed
         arrivals = [
             Arrival(self._step, shard, rank, is_mean=rank == self._rank)
             for shard in self._plan.owned(self._rank)

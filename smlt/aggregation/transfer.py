@@ -47,6 +47,8 @@ class Membership:
     """Expiry of frames; it only sweeps up after the dead."""
     limit_s: float
     """How long a rank may be kept waiting without anything arriving."""
+    carried_bytes: int = 128 << 10
+    """Shards up to this size travel in their notices, which saves a round trip for each reader."""
     offload: Offload = asyncio.to_thread
     clock: Callable[[], float] = time.perf_counter
 
@@ -73,6 +75,7 @@ class Transfer:
         *,
         stream: str,
         keep: int,
+        carried: bool,
     ) -> None:
         """Put the frame of ``nbytes``; announce it on a stream that keeps its last notices."""
         members = self.members
@@ -86,15 +89,16 @@ class Transfer:
                     guard=members.keys.marker,
                     ttl_s=members.ttl_s,
                     maxlen=keep,
+                    carried=carried,
                 )
 
     async def fetch(
         self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], phases: Phases
-    ) -> tuple[Result, Room]:
+    ) -> tuple[Result, Room | None]:
         """Wait for a shard of ``nbytes`` and return what ``use`` makes of its frame.
 
-        The frame lies in the room, which belongs to the caller until he gives it back. A frame
-        that ``use`` finds to be damaged is asked for once more.
+        The frame lies in the room, which belongs to the caller until he gives it back, or came with
+        its notice and needs none. One that ``use`` finds to be damaged is asked for once more.
 
         Raises:
             RankMissingError: nothing came within the limit.
@@ -103,8 +107,11 @@ class Transfer:
         """
         # An owner that lacks a contribution knows whose: it has the first word.
         patience = _PATIENCE_FOR_MEANS if arrival.is_mean else 1.0
-        await self.notices.wait(arrival, patience * self.members.limit_s)
+        carried = await self.notices.wait(arrival, patience * self.members.limit_s)
         phase = DL_GRAD if arrival.is_mean else DL_SHARD
+        if carried is not None:
+            with phases.during(phase, arrival.shard, arrival.rank):
+                return await self._use_carried(arrival, carried, use), None
         async with self._downloads:
             with phases.during(phase, arrival.shard, arrival.rank):
                 room = self._take(codec.frame_bound(nbytes, _USUAL_META_BYTES))
@@ -116,26 +123,42 @@ class Transfer:
     async def _use(
         self, arrival: Arrival, nbytes: int, use: Callable[[memoryview], Result], room: Room
     ) -> Result:
-        key = self.key(arrival)
         most = codec.frame_bound(nbytes, frame.MAX_META_BYTES)
-        data = await self.members.store.get(key, into=room.data, max_bytes=most)
+        data = await self.members.store.get(self.key(arrival), into=room.data, max_bytes=most)
         if data is None:
-            raise StoreFullError(
-                f"{key} was announced and is gone: the parameter store evicts or expires frames "
-                "(it needs maxmemory-policy noeviction and room for two steps)"
-            )
+            raise self._gone(arrival)
         try:
             return await self.offload(nbytes, use, data)
         except FrameError as error:
-            raise FrameError(f"{key}: {error}") from error
+            raise FrameError(f"{self.key(arrival)}: {error}") from error
+
+    async def _use_carried(
+        self, arrival: Arrival, data: bytes, use: Callable[[memoryview], Result]
+    ) -> Result:
+        try:
+            return use(memoryview(data))
+        except FrameError:
+            again = await self.notices.again(arrival)
+        if again is None:
+            raise self._gone(arrival)
+        try:
+            return use(memoryview(again))
+        except FrameError as error:
+            raise FrameError(f"{self.key(arrival)}: {error}") from error
+
+    def _gone(self, arrival: Arrival) -> StoreFullError:
+        return StoreFullError(
+            f"{self.key(arrival)} was announced and is gone: the parameter store evicts or expires "
+            "frames (it needs maxmemory-policy noeviction and room for two steps)"
+        )
 
     def _take(self, nbytes: int) -> Room:
         room = self._spare.pop() if self._spare else None
         return room if room is not None and room.size >= nbytes else np.empty(nbytes, np.uint8)
 
-    def give_back(self, rooms: Iterable[Room]) -> None:
+    def give_back(self, rooms: Iterable[Room | None]) -> None:
         """Take rooms back that nothing refers to any more."""
-        self._spare += rooms
+        self._spare += [room for room in rooms if room is not None]
 
     async def offload(self, nbytes: int, function: Callable[..., Result], *args: Any) -> Result:
         """Run a function in a thread if it works on much memory; it has ended when this has."""

@@ -62,6 +62,10 @@ class GatewayStore:
     def url(self) -> str:
         return self._url
 
+    @property
+    def carries(self) -> bool:
+        return False
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -84,6 +88,7 @@ class GatewayStore:
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
         raise StoreError(f"{key}: shards do not go through the gateway")
 

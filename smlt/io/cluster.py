@@ -52,6 +52,10 @@ class ClusterStore:
     def url(self) -> str:
         return self._address.url
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -74,11 +78,19 @@ class ClusterStore:
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
         await self._at(
             key,
             lambda node: node.put(
-                key, frame, stream=stream, fields=fields, guard=guard, ttl_s=ttl_s, maxlen=maxlen
+                key,
+                frame,
+                stream=stream,
+                fields=fields,
+                guard=guard,
+                ttl_s=ttl_s,
+                maxlen=maxlen,
+                carried=carried,
             ),
         )
 

@@ -17,7 +17,7 @@ import xxhash
 
 from smlt.errors import FrameError, NotFoundError, PreconditionError, StoreLostError
 from smlt.io.object_store import Bytes, ObjectInfo, check_key, pieces
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice
 
 Clock = Callable[[], float]
 
@@ -163,6 +163,10 @@ class MemoryParameterStore:
     def url(self) -> str:
         return f"memory://{self._name}"
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -188,10 +192,15 @@ class MemoryParameterStore:
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
+        value = b"".join(pieces(frame))
         with self._contents.lock:
             self._check(guard)
-            self._set(key, b"".join(pieces(frame)), ttl_s)
+            if carried:
+                fields = {**fields, CARRIED: value}
+            else:
+                self._set(key, value, ttl_s)
             self._append(stream, fields, ttl_s, maxlen)
 
     async def get(

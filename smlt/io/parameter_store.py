@@ -9,6 +9,8 @@ from typing import Protocol, Self
 Buffer = bytes | bytearray | memoryview
 MAX_FRAME_BYTES = 512 << 20
 """The largest value that Redis and Valkey store unless told otherwise."""
+CARRIED = "frame"
+"""The field of a notice that holds a frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class ParameterStore(Protocol):
         """What ``open_parameter_store`` needs to reach the same store from another process."""
         ...
 
+    @property
+    def carries(self) -> bool:
+        """Whether notices have room for small frames."""
+        ...
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc_info: object) -> None: ...
@@ -61,12 +68,16 @@ class ParameterStore(Protocol):
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
         """Store a frame and announce it on a stream, in one transaction.
 
-        The frame's buffers are sent as they are, without being joined, and must not change
-        before the call returns. ``ttl_s`` holds for the key and, from now on, for the stream.
-        A stream keeps at least its last ``maxlen`` notices.
+        Where the store ``carries``, a frame can be stored in the notice alone, as one more field:
+        who reads that need not fetch it.
+
+        The frame's buffers are sent as they are, without being joined, and must not change before
+        the call returns. ``ttl_s`` holds for the key and, from now on, for the stream. A stream
+        keeps at least its last ``maxlen`` notices.
         """
         ...
 

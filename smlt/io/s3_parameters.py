@@ -81,6 +81,10 @@ class S3ParameterStore:
         """How many requests of each kind were sent."""
         return self._client.requests
 
+    @property
+    def carries(self) -> bool:
+        return False  # they are names
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -104,6 +108,7 @@ class S3ParameterStore:
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
         await self._check(guard)
         await self._set(key, b"".join(pieces(frame)), ttl_s)

@@ -36,6 +36,10 @@ class ServerGroup:
     def url(self) -> str:
         return self._url
 
+    @property
+    def carries(self) -> bool:
+        return all(server.carries for server in self._servers)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -58,9 +62,17 @@ class ServerGroup:
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
         await self._server(key).put(
-            key, frame, stream=stream, fields=fields, guard=guard, ttl_s=ttl_s, maxlen=maxlen
+            key,
+            frame,
+            stream=stream,
+            fields=fields,
+            guard=guard,
+            ttl_s=ttl_s,
+            maxlen=maxlen,
+            carried=carried,
         )
 
     async def get(

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 from smlt.errors import StoreLostError
 from smlt.io.connection_pool import ConnectionPool
 from smlt.io.object_store import pieces
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
-from smlt.io.resp import Command, Reply, RespError, check
+from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.resp import Argument, Command, Reply, RespError, check
 from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
 from smlt.io.server_address import ServerAddress
@@ -54,6 +54,10 @@ class ValkeyStore:
     def url(self) -> str:
         return self._address.url
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -77,16 +81,22 @@ class ValkeyStore:
         guard: str,
         ttl_s: float,
         maxlen: int,
+        carried: bool = False,
     ) -> None:
         ttl, name = b"%d" % _ms(ttl_s), stream.encode()
         trim = (b"MAXLEN", b"~", b"%d" % maxlen)
+        value = pieces(frame)
+        notice: list[Argument] = [b"XADD", name, *trim, b"*", *_flat(fields)]
+        if carried:
+            write: list[Command] = [[*notice, CARRIED.encode(), value]]
+        else:
+            write = [(b"SET", key.encode(), value, b"PX", ttl), notice]
         replies = await self._exchange(
             self._data,
             [
                 (b"MULTI",),
                 (b"GET", guard.encode()),
-                (b"SET", key.encode(), pieces(frame), b"PX", ttl),
-                (b"XADD", name, *trim, b"*", *_flat(fields)),
+                *write,
                 (b"PEXPIRE", name, ttl),
                 (b"EXEC",),
             ],
@@ -161,7 +171,7 @@ class ValkeyStore:
 
     async def discard(self, keys: Sequence[str]) -> None:
         if keys:
-            await self._command(lambda: self._control.unlink(keys))
+            await self._exchange(self._data, [(b"UNLINK", *(key.encode() for key in keys))])
 
     async def sweep(self, prefix: str) -> None:
         await self._command(lambda: self._control.sweep(prefix))

@@ -59,9 +59,6 @@ class ControlClient:
     async def values(self, keys: Sequence[str]) -> list[bytes | None]:
         return cast("list[bytes | None]", await _translated(self._redis.mget(keys)))
 
-    async def unlink(self, keys: Sequence[str]) -> None:
-        await _translated(self._redis.unlink(*keys))
-
     async def set_first(
         self, keys: Sequence[str], value: bytes, ttl_ms: int, notice: Sequence[bytes]
     ) -> bytes | None:

@@ -15,8 +15,9 @@ from smlt.io.memory import MemoryParameterStore
 from tests.aggregation.worlds import Case, MeddledStore, eventually, memory_store, world
 
 
-def average(case, plan, open_store=None, *, seed=None):
+def average(case, plan, open_store=None, *, seed=None, carried=True):
     """Return what the ranks hold after each step; with a seed, arrivals come out of order."""
+    carried_bytes = 128 << 10 if carried else 0
     shuffle = None if seed is None else np.random.default_rng(seed)
 
     def wrap(store, rank):
@@ -26,7 +27,9 @@ def average(case, plan, open_store=None, *, seed=None):
         return MeddledStore(store, delay=lambda: rng.choice((0, 0, 0.0005, 0.002)))
 
     async def run():
-        async with world(case.world_size, open_store, wrap=wrap) as ranks:
+        async with world(
+            case.world_size, open_store, wrap=wrap, carried_bytes=carried_bytes
+        ) as ranks:
             return await case.run(ranks, plan, shuffle=shuffle)
 
     return asyncio.run(run())
@@ -42,11 +45,15 @@ sizes = st.sampled_from([0, 1, 2, 3, 7, 15, 16, 17]) | st.integers(0, 3000)
     elements=sizes,
     aggregators=st.integers(1, 16),
     shard_bytes=st.sampled_from([64, 100, 1024, 4096]),
+    carried=st.booleans(),
 )
-def test_every_rank_holds_the_weighted_mean(seed, world_size, elements, aggregators, shard_bytes):
+def test_every_rank_holds_the_weighted_mean(
+    seed, world_size, elements, aggregators, shard_bytes, carried
+):
     shard_bytes = max(shard_bytes, elements // 10)
     case = Case(seed, world_size, elements, steps=2)
-    average(case, case.plan(min(aggregators, world_size), shard_bytes), seed=seed)
+    plan = case.plan(min(aggregators, world_size), shard_bytes)
+    average(case, plan, seed=seed, carried=carried)
 
 
 @pytest.mark.parametrize("world_size", range(1, 17))
@@ -68,7 +75,8 @@ def test_bits_do_not_depend_on_how_shards_travel(open_valkey, world_size, elemen
     for aggregators in (2, world_size):
         for shard_bytes in (elements, 4 * elements // 30):
             plan = case.plan(aggregators, shard_bytes)
-            assert tuple(average(case, plan, seed=shard_bytes)) == reference
+            for carried in (False, True):
+                assert tuple(average(case, plan, seed=shard_bytes, carried=carried)) == reference
     if world_size <= 4:
         assert tuple(average(case, case.plan(None, elements), open_valkey)) == reference
 
@@ -111,7 +119,7 @@ def test_the_store_holds_about_two_steps():
             stores.append(MeddledStore(store, live=live))
             return stores[-1]
 
-        async with world(4, wrap=wrap) as ranks:
+        async with world(4, wrap=wrap, carried_bytes=0) as ranks:
             await case.run(ranks, case.plan(shard_bytes=8000))
         return max(store.peak for store in stores)
 
@@ -132,7 +140,7 @@ def test_an_owner_has_room_for_few_frames(world_size):
             stores.append(MeddledStore(store))
             return stores[-1]
 
-        async with world(world_size, wrap=wrap) as ranks:
+        async with world(world_size, wrap=wrap, carried_bytes=0) as ranks:
             await case.run(ranks, case.plan(1, shard_bytes=8000))
 
     asyncio.run(run())
@@ -149,9 +157,21 @@ def test_discarded_frames_are_gone_from_the_server(valkey, open_valkey):
 
     before = frames()
     plan = case.plan(shard_bytes=4000)
-    average(case, plan, open_valkey)
+    average(case, plan, open_valkey, carried=False)
     # Two contributions and the mean of each shard, of the last step only; and the marker.
     assert frames() - before <= 3 * plan.shards + 1
+
+
+def test_frames_in_notices_leave_the_server_with_them(valkey, open_valkey):
+    case = Case(11, 3, 9000, steps=30)
+    with valkey.client() as admin:
+        admin.flushall()
+        average(case, case.plan(1, shard_bytes=8000), open_valkey)
+        values = [key for key in admin.scan_iter("smlt:*") if admin.type(key) == b"string"]
+        assert [key.rpartition(b":")[2] for key in values] == [b"marker"]
+        streams = [key for key in admin.scan_iter("smlt:*") if admin.type(key) == b"stream"]
+        # One owner's contributions and the means, five shards each: two steps, and some repeats.
+        assert sorted(admin.xlen(key) for key in streams) == [2 * 5 + 8, 2 * 10 + 8]
 
 
 def test_metrics_alone_are_summed_over_ranks():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +22,7 @@ from smlt.errors import (
 )
 from smlt.io.frame import Meta
 from smlt.io.memory import MemoryParameterStore, forget
+from smlt.io.parameter_store import CARRIED
 from tests.aggregation.worlds import Case, MeddledStore, world
 
 LIMIT_S = 0.3
@@ -61,7 +64,7 @@ def test_a_frame_damaged_on_its_way_is_fetched_again(suffix):
         def wrap(store, rank):
             return MeddledStore(store, on_got=damages[rank])
 
-        async with world(3, wrap=wrap) as ranks:
+        async with world(3, wrap=wrap, carried_bytes=0) as ranks:
             await case.run(ranks, case.plan())
 
     asyncio.run(run())
@@ -77,7 +80,7 @@ def test_a_damaged_frame_fails_the_step(suffix):
         def wrap(store, rank):
             return MeddledStore(store, on_got=damage)
 
-        async with world(3, wrap=wrap, limit_s=LIMIT_S) as ranks:
+        async with world(3, wrap=wrap, limit_s=LIMIT_S, carried_bytes=0) as ranks:
             return await outcomes(case, ranks, case.plan(1))
 
     errors = asyncio.run(run())
@@ -93,12 +96,58 @@ def test_a_frame_that_is_gone_is_the_stores_fault():
         def wrap(store, rank):
             return MeddledStore(store, on_got=lambda key, frame: None)
 
-        async with world(2, wrap=wrap, limit_s=LIMIT_S) as ranks:
+        async with world(2, wrap=wrap, limit_s=LIMIT_S, carried_bytes=0) as ranks:
             return await outcomes(case, ranks, case.plan(1))
 
     errors = asyncio.run(run())
     assert any(isinstance(error, StoreFullError) for error in errors)
     assert any("evict" in str(error) for error in errors)
+
+
+class DamagedNotices:
+    """Turns a byte of every frame that a notice carries, the first ``times`` times it is read."""
+
+    def __init__(self, times):
+        self._times = times
+        self._seen = Counter()
+
+    def __call__(self, notice):
+        frame = notice.fields.get(CARRIED)
+        if frame is None or self._seen[notice.id] >= self._times:
+            return notice
+        self._seen[notice.id] += 1
+        hurt = bytearray(frame)
+        hurt[-3] ^= 1
+        return replace(notice, fields={**notice.fields, CARRIED: bytes(hurt)})
+
+
+def test_a_frame_damaged_in_its_notice_is_read_again():
+    case = Case(1, 3, 1000)
+
+    async def run():
+        def wrap(store, rank):
+            return MeddledStore(store, on_read=DamagedNotices(1))
+
+        async with world(3, wrap=wrap) as ranks:
+            await case.run(ranks, case.plan())
+
+    asyncio.run(run())
+
+
+def test_a_frame_damaged_twice_in_its_notice_fails_the_step():
+    case = Case(1, 3, 1000)
+
+    async def run():
+        def wrap(store, rank):
+            return MeddledStore(store, on_read=DamagedNotices(2)) if rank == 0 else store
+
+        async with world(3, wrap=wrap, limit_s=LIMIT_S) as ranks:
+            return await outcomes(case, ranks, case.plan(1))
+
+    errors = asyncio.run(run())
+    [failure] = [error for error in errors if isinstance(error, FrameError)]
+    assert ":0:1: " in str(failure)
+    assert "checksum" in str(failure)
 
 
 @pytest.mark.parametrize("missing", [0, 2])

@@ -42,11 +42,14 @@ class MeddledStore:
     ``live`` maps the key of every frame that has been put and not discarded to its bytes.
     """
 
-    def __init__(self, inner, *, delay=None, on_put=None, on_got=None, live=None) -> None:
+    def __init__(
+        self, inner, *, delay=None, on_put=None, on_got=None, on_read=None, live=None
+    ) -> None:
         self.inner = inner
         self._delay = delay
         self._on_put = on_put
         self._on_got = on_got
+        self._on_read = on_read
         self._live = {} if live is None else live
         self.peak = 0
         self.rooms = set()
@@ -72,6 +75,10 @@ class MeddledStore:
         self.rooms.add(np.frombuffer(options["into"], np.uint8).ctypes.data)
         frame = await self.inner.get(key, **options)
         return frame if self._on_got is None else self._on_got(key, frame)
+
+    async def read(self, after, **options):
+        notices = await self.inner.read(after, **options)
+        return notices if self._on_read is None else [self._on_read(n) for n in notices]
 
     async def discard(self, keys):
         await self.inner.discard(keys)
@@ -115,15 +122,20 @@ class Rank:
 
 
 @contextlib.asynccontextmanager
-async def world(size, open_store=None, *, wrap=lambda store, rank: store, limit_s=20.0):
-    """Yield the ranks of a generation; an abort on the control stream fails their waits."""
+async def world(
+    size, open_store=None, *, wrap=lambda store, rank: store, limit_s=20.0, carried_bytes=128 << 10
+):
+    """Yield the ranks of a generation; an abort on the control stream fails their waits.
+
+    Shards of more than ``carried_bytes`` travel under keys, smaller ones in their notices.
+    """
     open_store = open_store or memory_store()
     keys = GenerationKeys(f"job{next(_numbers)}", 1)
     async with contextlib.AsyncExitStack() as stack:
         ranks = []
         for rank in range(size):
             store = wrap(await stack.enter_async_context(open_store()), rank)
-            ranks.append(_rank(store, keys, rank, size, limit_s))
+            ranks.append(_rank(store, keys, rank, size, limit_s, carried_bytes))
         await ranks[0].members.store.mark(keys.marker, ttl_s=FOREVER_S)
         reading = [asyncio.create_task(rank.notices.run()) for rank in ranks]
         try:
@@ -134,13 +146,19 @@ async def world(size, open_store=None, *, wrap=lambda store, rank: store, limit_
             await asyncio.gather(*reading, return_exceptions=True)
 
 
-def _rank(store, keys, rank, size, limit_s):
+def _rank(store, keys, rank, size, limit_s, carried_bytes):
     def on_control(fields):
         notices.fail(AbortedError(fields["reason"].decode()))
 
     notices = Notices(store, keys, rank, on_control)
     members = Membership(
-        store=store, keys=keys, rank=rank, world_size=size, ttl_s=FOREVER_S, limit_s=limit_s
+        store=store,
+        keys=keys,
+        rank=rank,
+        world_size=size,
+        ttl_s=FOREVER_S,
+        limit_s=limit_s,
+        carried_bytes=carried_bytes,
     )
     return Rank(members, notices)
 

@@ -12,11 +12,22 @@ import pytest
 from servers import eventually
 
 from smlt.errors import FrameError, StoreLostError
+from smlt.io.parameter_store import CARRIED
 
 FOREVER = 600.0
 
 
-async def put(store, name, key="k", data=(b"frame",), *, fields=None, maxlen=1000, ttl_s=FOREVER):
+async def put(
+    store,
+    name,
+    key="k",
+    data=(b"frame",),
+    *,
+    fields=None,
+    maxlen=1000,
+    ttl_s=FOREVER,
+    carried=False,
+):
     await store.put(
         name + key,
         data,
@@ -25,6 +36,7 @@ async def put(store, name, key="k", data=(b"frame",), *, fields=None, maxlen=100
         guard=f"{name}guard",
         ttl_s=ttl_s,
         maxlen=maxlen,
+        carried=carried,
     )
 
 
@@ -102,6 +114,32 @@ class ParameterStoreContract:
 
         asyncio.run(scenario())
 
+    def test_a_frame_that_is_carried_comes_with_its_notice(self, opened, name):
+        frame = os.urandom(40_000)
+
+        async def scenario():
+            async with opened() as store, opened() as reader:
+                if not store.carries:
+                    return
+                await mark(store, name)
+                for data in ([frame[:9], memoryview(frame)[9:]], [b""]):
+                    await put(store, name, data=data, carried=True)
+                notices = await reader.read({f"{name}stream": "0"}, wait_s=10)
+                assert [n.fields for n in notices] == [
+                    {"key": b"k", CARRIED: frame},
+                    {"key": b"k", CARRIED: b""},
+                ]
+                assert await reader.get(f"{name}k") is None
+                for i in range(30):
+                    await put(store, name, data=[frame, b"%d" % i], carried=True, maxlen=10)
+                kept = await reader.read({f"{name}stream": "0"}, wait_s=0)
+                assert [n.fields[CARRIED][40_000:] for n in kept[-10:]] == [
+                    b"%d" % i for i in range(20, 30)
+                ]
+                assert len(kept) < 15
+
+        asyncio.run(scenario())
+
     def test_reading_goes_on_from_an_id(self, opened, name):
         async def scenario():
             async with opened() as store:
@@ -159,6 +197,7 @@ class ParameterStoreContract:
                 for call in (
                     lambda: store.check(guard),
                     lambda: put(store, name),
+                    lambda: put(store, name, carried=store.carries),
                     lambda: store.announce(f"{name}stream", {"a": b"b"}, guard=guard),
                     lambda: store.first(f"{name}f", b"v", guard=guard, ttl_s=FOREVER),
                 ):
