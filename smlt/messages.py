@@ -29,6 +29,7 @@ class StepFlag(enum.IntFlag):
     BUDGET = 16  # stop
     ORPHANED = 32  # stop: no client has been seen for the orphan time-out
     DEADLINE = 64  # stop
+    GROWTH = 128  # stop: the model changes before the next step
     CHECKPOINT = 256  # go on, and save a checkpoint meanwhile
 
     @property
@@ -119,8 +120,17 @@ class Limits(_Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin(_Plain):
+    """Where an epoch begins: its first numbered step, and the training steps before it."""
+
+    step: int = 0
+    epoch: int = 0
+    trained: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec(_Plain):
-    """All that decides the result of a job; never changes once the job exists."""
+    """All that decides the result of a job; changes only where one generation ends."""
 
     target: str
     """``file.py:Class`` relative to the code's root, or ``module:Class``."""
@@ -129,6 +139,10 @@ class JobSpec(_Plain):
     """SHA-256 of the deployment package."""
     data: str | None = None
     """Key of the data manifest in the object store."""
+    origin: Origin = field(default_factory=Origin)
+    """Where the steps on this data begin; what was before it was of other data."""
+    watches: bool = False
+    """Whether the job waits for more data when it has trained on all there is."""
     seed: int = 0
     batch_size: int = 64
     epochs: int | None = None
@@ -255,6 +269,8 @@ class StepRecord(_Plain):
     samples: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 0
+    """Of the epoch: the last batch may have fewer samples. 0 from a version that did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +299,10 @@ class WorkerReport(_Plain):
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
     total_steps: int | None = None
+    batches: list[tuple[int, int]] = field(default_factory=list)
+    """Of kind plan: training steps of the whole job, and the batch they have, in order."""
+    gradient_bytes: int = 0
+    """Of kind plan: of the model as it is now, in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

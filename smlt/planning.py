@@ -103,7 +103,7 @@ class Planning:
         goals = Goals.of(spec)
         profile, measurements = self._look()
         notices = []
-        if profile.training_steps is None:
+        if not profile.has_end:
             notices.append("the job has no end of its own: what one epoch takes is shown")
         work = self._workload(profile, spec.shard_bytes)
         doubt = 1.0 if self._profile or self._measured else _DOUBT
@@ -176,10 +176,10 @@ class Planning:
         return " and ".join(known) or "a glance at some samples here; --profile looks closer"
 
     def _workload(self, profile: Profile, shard_bytes: int) -> Workload:
-        steps = profile.training_steps
         return Workload(
-            steps=profile.steps_per_epoch if steps is None else steps,
-            batch_size=self._config.batch_size,
+            steps=sum(steps for steps, _ in profile.batches),
+            batch_size=profile.batches[0][1],
+            batches=profile.batches,
             gradient_bytes=profile.gradient_bytes,
             shard_bytes=shard_bytes,
             evaluations=profile.evaluations,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from smlt.control.cost_model import ParameterStorePrice, StepCost, StepTraffic
 from smlt.control.goals import Goals, in_words, size
 from smlt.control.performance_model import PerformanceModel, Setting
@@ -35,6 +37,13 @@ class Workload:
     save_s: float = 2.0
     needed_mb: float = 0.0
     """The most memory that a worker was seen to use; 0 if that is not known."""
+    batches: Sequence[tuple[int, int]] = ()
+    """Steps and the size of their batch, in order, where that changes."""
+
+    @property
+    def stretches(self) -> Sequence[tuple[int, int]]:
+        """Steps of equal batches, and the size of these."""
+        return self.batches or [(self.steps, self.batch_size)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,42 +86,50 @@ def forecasts(
     Raises:
         UserError: none of the plans has enough memory.
     """
-    needed = _MARGIN * work.needed_mb
-    plans = [plan for plan in plans if plan.memory_mb >= needed]
-    if not plans:
-        raise UserError(
-            f"a step needs about {needed:,.0f} MB, and no function has that: try a smaller "
-            "batch, or micro-batches (accumulate)"
-        )
-    settings = [
-        Setting(
-            workers=plan.workers,
-            memory_mb=plan.memory_mb,
-            samples=work.batch_size,
-            wire_bytes=work.gradient_bytes,
-        )
-        for plan in plans
+    roomy = _with_memory(plans, _MARGIN * work.needed_mb)
+    waits = np.array([_waiting(plan, work, cost.store) for plan in roomy])
+    steps = [
+        (count, model.predict([_setting(plan, samples, work) for plan in roomy]))
+        for count, samples in work.stretches
     ]
-    steps = model.predict(settings)
+    steps_s = sum(count * (each.step_s + waits) for count, each in steps)
+    least_s = sum(count * (each.low_s / doubt + waits) for count, each in steps)
+    most_s = sum(count * (each.high_s * doubt + waits) for count, each in steps)
     rows = []
-    for plan, step_s, low_s, high_s in zip(
-        plans, steps.step_s, steps.low_s, steps.high_s, strict=True
-    ):
-        waits = _waiting(plan, work, cost.store)
-        time_s, generations = _time(plan, float(step_s) + waits, work, limits)
+    for index, plan in enumerate(roomy):
+        time_s, generations = _time(plan, steps_s[index], work, limits)
         usd = _cost(plan, time_s, generations, work, cost)
         rows.append(
             Forecast(
                 plan=plan,
-                step_s=float(step_s) + waits,
+                step_s=float(steps[0][1].step_s[index] + waits[index]),
                 time_s=time_s,
-                least_s=_time(plan, float(low_s) / doubt + waits, work, limits)[0],
-                most_s=_time(plan, float(high_s) * doubt + waits, work, limits)[0],
+                least_s=_time(plan, least_s[index], work, limits)[0],
+                most_s=_time(plan, most_s[index], work, limits)[0],
                 cost_usd=usd,
                 meets_goals=goals.met_by(time_s, usd),
             )
         )
     return _with_front(rows)
+
+
+def _with_memory(plans: Sequence[ResourcePlan], needed_mb: float) -> list[ResourcePlan]:
+    roomy = [plan for plan in plans if plan.memory_mb >= needed_mb]
+    if not roomy:
+        raise UserError(
+            f"a step needs about {needed_mb:,.0f} MB, and no function has that: try a smaller "
+            "batch, or micro-batches (accumulate)"
+        )
+    return roomy
+
+
+def _setting(plan: ResourcePlan, samples: int, work: Workload) -> Setting:
+    return Setting(
+        workers=plan.workers,
+        memory_mb=plan.memory_mb,
+        samples=samples,
+        wire_bytes=work.gradient_bytes,
+    )
 
 
 def recommended(rows: Sequence[Forecast], goals: Goals) -> Forecast:
@@ -172,13 +189,13 @@ def _waiting(plan: ResourcePlan, work: Workload, store: ParameterStorePrice) -> 
     return 2 * S3_ROUND_S + requests / S3_CONCURRENT * S3_REQUEST_S
 
 
-def _time(plan: ResourcePlan, step_s: float, work: Workload, limits: Limits) -> tuple[float, int]:
+def _time(plan: ResourcePlan, steps_s: float, work: Workload, limits: Limits) -> tuple[float, int]:
     """Return the job's seconds, and in how many generations: functions end after 15 minutes."""
     vcpus = plan.memory_mb / 1769
     evaluation_s = work.evaluation_s / plan.workers / min(vcpus, 1.0)
-    work_s = work.steps * step_s + work.evaluations * evaluation_s
+    work_s = float(steps_s) + work.evaluations * evaluation_s
     over_s = work.start_s + work.save_s
-    in_one = max(step_s, limits.function_s - limits.handover_margin_s - over_s)
+    in_one = max(steps_s / work.steps, limits.function_s - limits.handover_margin_s - over_s)
     generations = max(1, math.ceil(work_s / in_one))
     return work_s + generations * over_s, generations
 

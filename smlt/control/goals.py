@@ -18,11 +18,11 @@ class Standing:
     elapsed_s: float
     spent_usd: float
     step: int
-    total_steps: int | None
+    total_steps: float | None
     """None where the end is open."""
 
     @property
-    def left(self) -> int | None:
+    def left(self) -> float | None:
         """Steps still to take; None where the end is open."""
         return None if self.total_steps is None else max(0, self.total_steps - self.step)
 

@@ -31,5 +31,5 @@ def as_plan(values: Mapping[str, Value]) -> ResourcePlan:
     return ResourcePlan(workers=int(values["workers"]), memory_mb=int(values["memory_mb"]))
 
 
-def as_setting(plan: ResourcePlan) -> Setting:
-    return Setting(workers=plan.workers, memory_mb=plan.memory_mb)
+def as_setting(plan: ResourcePlan, samples: float = 1.0) -> Setting:
+    return Setting(workers=plan.workers, memory_mb=plan.memory_mb, samples=samples)

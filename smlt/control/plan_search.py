@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from smlt.control.performance_model import (
     Granularity,
     Measurement,
     PerformanceModel,
+    Setting,
     fit_performance,
 )
 from smlt.control.plan_grid import as_plan, as_setting, plan_grid, plans_of
@@ -51,21 +52,50 @@ class PlanSearch:
     ) -> None:
         self.measured: dict[ResourcePlan, float] = {}
         """Seconds of a step, by plan."""
+        self._samples = spec.batch_size
+        self._earlier: list[Measurement] = []
+        """Of steps with batches of other sizes: the model learns from them, too."""
         self._goals = Goals.of(spec)
         self._cost = cost
         self._grid = plan_grid(spec, first)
         self._plans = plans_of(self._grid)
-        self._settings = [as_setting(plan) for plan in self._plans]
         self._rates = np.array([self.rate(plan) for plan in self._plans])
         self._surrogate = surrogate(self._grid)
         self._granularity = Granularity(virtual_workers=spec.virtual_workers)
         self._rng = np.random.default_rng(seed)
-        self._fitted: tuple[dict[ResourcePlan, float], PerformanceModel] | None = None
+        self._fitted: tuple[list[Measurement], PerformanceModel] | None = None
         self.forget()
 
     def forget(self) -> None:
         """Begin anew: what was measured holds no longer."""
         self.measured.clear()
+        self._earlier.clear()
+        self._begin()
+
+    def rebatch(self, samples: int) -> None:
+        """Begin anew with steps of so many samples: the model knows what to expect of them."""
+        self._earlier = self._measurements()
+        self.measured.clear()
+        self._samples = samples
+        self._begin()
+
+    def present_steps(self, plan: ResourcePlan, stretches: Sequence[tuple[int, int]]) -> float:
+        """Return how many steps of the present batch take as long as steps of several.
+
+        Args:
+            plan: that takes them.
+            stretches: numbers of steps, and how many samples each of them has.
+        """
+        if not self.measured or all(samples == self._samples for _, samples in stretches):
+            return sum(steps for steps, _ in stretches)
+        sizes = [self._samples, *(samples for _, samples in stretches)]
+        step_s = self._model().predict([as_setting(plan, size) for size in sizes]).step_s
+        return sum(
+            steps * float(each / step_s[0])
+            for (steps, _), each in zip(stretches, step_s[1:], strict=True)
+        )
+
+    def _begin(self) -> None:
         scores = np.array([self._goals.score(1.0, rate) for rate in self._rates])
         factors = {OBJECTIVE: scores, TIME: np.ones(len(self._plans)), COST: self._rates}
         self._optimizer = Optimizer(
@@ -132,7 +162,7 @@ class PlanSearch:
             over_s: to go over to another plan, and to save before.
             steps: of a trial.
         """
-        trial_s = over_s + steps * self._model().predict(self._settings).step_s
+        trial_s = over_s + steps * self._model().predict(self._settings()).step_s
         goals = self._goals
         if goals.budget_usd is not None:
             left_usd = min(left_usd, goals.budget_usd - standing.spent_usd)
@@ -152,22 +182,26 @@ class PlanSearch:
 
     def _prior(self, factors: Array) -> PriorMean:
         def expect(at: Indices, values: Array) -> tuple[Array, Array]:
-            model = self._model()
-            return (
-                model.predict(self._settings).step_s * factors,
-                model.sensitivities(self._settings),
-            )
+            model, settings = self._model(), self._settings()
+            return model.predict(settings).step_s * factors, model.sensitivities(settings)
 
         return expect
 
+    def _settings(self) -> list[Setting]:
+        return [as_setting(plan, self._samples) for plan in self._plans]
+
+    def _measurements(self) -> list[Measurement]:
+        now = [
+            Measurement(setting=as_setting(plan, self._samples), step_s=step_s)
+            for plan, step_s in self.measured.items()
+        ]
+        return self._earlier + now
+
     def _model(self) -> PerformanceModel:
         """Fit the model to all that was measured; once, for as long as that stays the same."""
-        if self._fitted is None or self._fitted[0] != self.measured:
-            measured = [
-                Measurement(setting=as_setting(plan), step_s=step_s)
-                for plan, step_s in self.measured.items()
-            ]
-            self._fitted = dict(self.measured), fit_performance(measured, self._granularity)
+        measured = self._measurements()
+        if self._fitted is None or self._fitted[0] != measured:
+            self._fitted = measured, fit_performance(measured, self._granularity)
         return self._fitted[1]
 
 

@@ -34,6 +34,8 @@ class ProgressFeed:
         self._steps_by_rank: Counter[int] = Counter()
         self._last_step = clock()
         self.on_step: Callable[[StepRecord], None] | None = None
+        self.on_work: Callable[[WorkerReport], None] | None = None
+        """Told, with every generation, how much there is to do, and of what model."""
 
     @property
     def elapsed_s(self) -> float:
@@ -64,6 +66,8 @@ class ProgressFeed:
             self.event("evaluation", step=report.step, epoch=report.epoch, metrics=report.metrics)
         elif report.kind == "plan":
             self.progress.total_steps = report.total_steps
+            if self.on_work is not None:
+                self.on_work(report)
         elif report.kind == "notice":
             self.notice(report.text)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from smlt.control.cost_model import StepCost
 from smlt.control.drift import DriftDetector
@@ -18,7 +18,7 @@ from smlt.control.goals import Goals, Standing, in_words, size
 from smlt.control.plan_search import Choice, PlanSearch
 from smlt.control.search_grid import SearchGrid
 from smlt.control.surrogate import SampledGaussianProcess, Surrogate
-from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord
+from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
 
 _WARM_UP = 1  # first steps of a generation, which load and compile
 _LEAST_STEPS = 5  # of one plan, to know its step time
@@ -75,7 +75,11 @@ class ResourceManager:
         self._going_over = False
         self._settled = False
         self._drift: DriftDetector | None = None
-        self._drifted = False
+        self._changed = ""
+        """Why what was measured holds no longer, in words, until it is looked into."""
+        self._batch_size = spec.batch_size
+        self._batches: Sequence[tuple[int, int]] = ()
+        self._gradient_bytes = 0
         self._probes = 0
         self._began: float | None = None
         self._asked: float | None = None
@@ -96,6 +100,13 @@ class ResourceManager:
         """Whether trying is over, until steps change."""
         return self._settled
 
+    def work(self, report: WorkerReport) -> None:
+        """A generation has told how much there is to do, and of what model."""
+        self._batches = report.batches
+        if self._gradient_bytes and report.gradient_bytes != self._gradient_bytes:
+            self._changed = "the model has grown"
+        self._gradient_bytes = report.gradient_bytes
+
     def begin(self, plan: ResourcePlan, now: float) -> None:
         """A generation is drawn with this plan."""
         if plan != self.plan:
@@ -115,14 +126,17 @@ class ResourceManager:
         if self._began is not None:
             self._start_s = 0.5 * (self._start_s + max(0.0, now - self._began - record.seconds))
             self._began = None
-        if record.samples < self._spec.batch_size or record.seconds <= 0:
+        whole = record.batch_size or self._batch_size
+        if whole != self._batch_size:
+            self._rebatch(whole)
+        if record.samples < whole or record.seconds <= 0:
             return  # the short last batch of an epoch tells nothing
         if self._skipped < _WARM_UP:
             self._skipped += 1
             return
         self._times.append(record.seconds)
         if self._drift is not None and self._drift.drifted(record.seconds):
-            self._drifted = True
+            self._changed = "steps take another time than before"
 
     def failed(self, kind: str) -> ResourcePlan | None:
         """The present plan could not run for want of memory or concurrency; return what can."""
@@ -136,6 +150,7 @@ class ResourceManager:
         """Say what to do; None means to go on. After a decision wait for its generation."""
         if self._asked is not None and self._going_over is False:
             return None  # it stops already
+        standing = self._in_present_steps(standing)
         decision = self._ending(standing)
         if decision is None and self._spec.adapt and not self._going_over:
             decision = self._replan(standing)
@@ -154,8 +169,10 @@ class ResourceManager:
         return None if why is None else Decision(reason=why[0], stop=why[1], at_once=starts)
 
     def _replan(self, standing: Standing) -> Decision | None:
-        if self._drifted:
-            self._forget("steps take another time than before")
+        if self._changed:
+            self._notice(f"{self._changed}: looking for the best plan again")
+            self._search.forget()
+            self._begin_anew(self._times[-_LEAST_STEPS:])
         if not self._knows_enough() or self._drift is not None:
             return None
         step_s, noise = statistics.median(self._times), _relative_spread(self._times)
@@ -176,12 +193,29 @@ class ResourceManager:
         count = len(self._times)
         return count >= _MOST_STEPS or (count >= _LEAST_STEPS and sum(self._times) >= _PROBE_S)
 
-    def _forget(self, why: str) -> None:
-        """Begin anew: what was measured holds no longer."""
-        self._notice(f"{why}: looking for the best plan again")
-        self._search.forget()
-        self._settled, self._drifted, self._drift, self._probes = False, False, None, 0
-        self._times = self._times[-_LEAST_STEPS:]
+    def _begin_anew(self, times: list[float]) -> None:
+        self._settled, self._changed, self._drift, self._probes = False, "", None, 0
+        self._times = times
+
+    def _rebatch(self, samples: int) -> None:
+        """Steps have other batches from now on."""
+        if self._spec.adapt:
+            self._notice(f"a step now has {samples:,} samples: looking for the best plan again")
+        self._batch_size = samples
+        self._search.rebatch(samples)
+        self._begin_anew([])
+
+    def _in_present_steps(self, standing: Standing) -> Standing:
+        """Count what is left in steps of the present batch, where later ones are of another."""
+        ahead, before = [], self._spec.origin.trained
+        for steps, samples in self._batches:
+            before += steps
+            if before > standing.step:
+                ahead.append((min(steps, before - standing.step), samples))
+        if standing.total_steps is None or not ahead:
+            return standing
+        left = self._search.present_steps(self.plan, ahead)
+        return replace(standing, total_steps=standing.step + left)
 
     def _explore(self, standing: Standing, left_s: float) -> Decision | None:
         """Try another plan if that is expected to pay for going over, and back if it is no better.

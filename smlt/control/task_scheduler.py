@@ -149,6 +149,7 @@ class TaskScheduler:
     async def _manage(self, manager: ResourceManager) -> None:
         """Ask the resource manager again and again, and do what it says."""
         self._feed.on_step = lambda record: manager.step(record, self._clock())
+        self._feed.on_work = manager.work
         while True:
             await asyncio.sleep(_MANAGE_S)
             if self._stopping.is_set() or self._run_out:

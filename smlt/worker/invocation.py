@@ -232,7 +232,9 @@ class Invocation:
         if reasons & StepFlag.TARGET and self._task.rank == roster.ranks[0]:
             weights = await self._host.compute(loaded.task.weights)
             await save_weights(self._objects, JobObjects(self._task.job_id).model, weights)
-        if manifest.position.step == trainer.step:
+        # A model that grew, and took no step since, is not the parent's any more.
+        is_parents = manifest is loaded.parent
+        if manifest.position.step == trainer.step and not (is_parents and loaded.has_grown):
             tag = Tag(self._task.job_id, job.spec.code, trainer.step, manifest.digest)
             self._host.memory.keep(tag, loaded.task)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,6 +20,7 @@ from smlt.io.weights import read_weights
 from smlt.messages import EXACT, JobSpec, JobState, Position, WorkerReport
 from smlt.worker import numerics
 from smlt.worker.data_iterator import Data
+from smlt.worker.epochs import batch_sizes, batches_of, growth
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.host import Host
 from smlt.worker.minibatch_buffer import map_style
@@ -36,6 +37,11 @@ from smlt.worker.warm import Tag
 _POLL_S = 0.1
 _SAMPLES = "train_samples"
 _HOST = "host"
+_OF_GROWTH = 1 << 20  # apart from the seeds of steps and their virtual workers
+
+
+_DATA = "data"
+_GROWN = "grown"  # the last epoch whose growth the state has
 
 
 TRAINED = "trained"
@@ -66,10 +72,14 @@ class Loaded:
     """The committed state that it begins from."""
     step: int
     """The first step to take: the parent's, unless the job was made longer."""
+    about: dict[str, Any]
+    """What the manifests of all later states say of the job's data and model."""
+    has_grown: bool
+    """Whether the model was changed since the parent was saved."""
 
     def info(self, step: int) -> dict[str, Any]:
         """Return what the manifest of a later state of this job says beside the state."""
-        return {**self.parent.info, TRAINED: self.schedule.at(step).trained}
+        return {**self.parent.info, **self.about, TRAINED: self.schedule.at(step).trained}
 
     def writer(
         self, objects: ObjectStore, job_id: str, at: Position, parts: int, *, copy: bool = False
@@ -124,17 +134,21 @@ class Loader:
             task = await self._compute(load_task, spec.target, spec.params, self._host.code_root)
         data = await self._data()
         train = await self._compute(self._dataset, task, data, "train")
-        order = SampleOrder(len(train), spec.batch_size, spec.virtual_workers, spec.seed)
+        test = await self._compute(self._dataset, task, data, "test") if task.evaluates else None
+        sizes = batch_sizes(task, spec.batch_size, spec.virtual_workers)
+        order = SampleOrder(len(train), sizes, spec.virtual_workers, spec.seed)
+        grows_at = growth(task)
         schedule = Schedule(
-            steps_per_epoch=order.steps_per_epoch,
+            order.epoch_steps,
             evaluates=task.evaluates,
             epochs=spec.epochs,
             steps=spec.steps,
+            grows_at=grows_at,
+            origin=spec.origin,
         )
-        test = await self._compute(self._dataset, task, data, "test") if task.evaluates else None
         target = Target.of(spec)
         if fresh:
-            await self._compute(task.initialize, spec.seed, schedule.training_steps)
+            await self._compute(task.initialize, spec.seed, self._total_steps(schedule))
         if self._job.parent is None:
             manifest = await self._state_zero(task, target, len(train))
         elif manifest is None:
@@ -142,22 +156,45 @@ class Loader:
                 checkpoint.read_manifest(self._objects, self._job.job_id, self._job.parent)
             )
         await self._check_host(manifest)
-        if fresh:
-            await self._reading(self._take_over(task, manifest))
-        if manifest.info.get(_SAMPLES) != len(train):
-            raise TaskError(
-                f"dataset() gave {len(train)} training samples on rank {self._rank}, but the job "
-                f"began with {manifest.info.get(_SAMPLES)}: it must not depend on the rank"
-            )
+        self._check_samples(manifest, len(train))
         target.load(manifest.scalars["target"])
         step = schedule.step_after(manifest.position.step, manifest.info.get(TRAINED, 0))
+        grown = manifest.info.get(_GROWN, 0)
+        if fresh:
+            # Only the shapes: what the arrays hold is what is loaded then.
+            await self._compute(self._grow, task, [e for e in grows_at if e <= grown])
+            await self._reading(self._take_over(task, manifest))
+        now = schedule.at(step).epoch
+        due = [] if schedule.is_over(step) else [e for e in grows_at if grown < e <= now]
+        await self._compute(self._grow, task, due)
         virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
         parts = portions(virtual, exact=spec.determinism == EXACT)
-        samples = Samples(train, test, order, parts, schedule, step)
-        wire = await self._reading(self._wire(task, manifest))
+        samples = Samples(train, test, order, parts, schedule, step, batch_size=spec.batch_size)
+        wire = await self._reading(self._wire(task, manifest, is_new=bool(due)))
         if self._rank == 0:
-            await self._report_plan(schedule)
-        return Loaded(task, target, samples, schedule, wire, manifest, step)
+            await self._report_plan(task, schedule, order)
+        about = {_SAMPLES: len(train), _DATA: spec.data, _GROWN: max([grown, *due])}
+        return Loaded(
+            task, target, samples, schedule, wire, manifest, step, about, has_grown=bool(due)
+        )
+
+    def _total_steps(self, schedule: Schedule) -> int | None:
+        """What schedulers of learning rates are told: nothing where more data may come."""
+        return None if self._spec.watches else schedule.training_steps
+
+    def _check_samples(self, manifest: Manifest, samples: int) -> None:
+        before = manifest.info.get(_SAMPLES)
+        if manifest.info.get(_DATA, self._spec.data) == self._spec.data and before != samples:
+            raise TaskError(
+                f"dataset() gave {samples} training samples on rank {self._rank}, but the job "
+                f"began with {before}: it must not depend on the rank"
+            )
+
+    def _grow(self, task: Task, epochs: Sequence[int]) -> None:
+        """Change the model as it was, or is to be, before some epochs."""
+        for epoch in epochs:
+            task.seed_generators(derive_seed(self._spec.seed, epoch, _OF_GROWTH))
+            task.grow(epoch)
 
     async def _reading(self, parent: Awaitable[T]) -> T:
         """Tell a parent that cannot be read from what a new attempt might mend."""
@@ -228,7 +265,8 @@ class Loader:
             )
             for part in range(self._roster.world_size):
                 await writer.write_part(part)
-            await writer.commit(parent=None, info={_SAMPLES: samples, _HOST: host})
+            info = {_SAMPLES: samples, _DATA: self._spec.data, _HOST: host}
+            await writer.commit(parent=None, info=info)
             await self._generation.announce("committed", 0)
         await self._until_committed(at)
         return await checkpoint.read_manifest(self._objects, self._job.job_id, at)
@@ -249,16 +287,23 @@ class Loader:
         loaded = await checkpoint.read(self._objects, self._job.job_id, manifest.position)
         await self._compute(task.load_state, loaded.tensors, manifest.scalars["task"])
 
-    async def _wire(self, task: Task, manifest: Manifest) -> Wire:
+    async def _wire(self, task: Task, manifest: Manifest, *, is_new: bool) -> Wire:
         elements = sum(prod(shape) for shape in task.averaged().values())
         ranks = self._roster.world_size
         wire = Wire.of(self._spec.wire_dtype, elements, ranks)
         at, job_id = manifest.position, self._job.job_id
+        if is_new:
+            return wire  # what was owed was another model's
         await load_residuals(self._objects, job_id, at, self._rank, ranks, wire)
         return wire
 
-    async def _report_plan(self, schedule: Schedule) -> None:
+    async def _report_plan(self, task: Task, schedule: Schedule, order: SampleOrder) -> None:
+        """Tell the client how much there is to do."""
         report = WorkerReport(
-            rank=self._generation.task.rank, kind="plan", total_steps=schedule.training_steps
+            rank=self._generation.task.rank,
+            kind="plan",
+            total_steps=schedule.training_steps,
+            batches=batches_of(schedule, order),
+            gradient_bytes=4 * sum(prod(shape) for shape in task.averaged().values()),
         )
         await self._generation.report(report)

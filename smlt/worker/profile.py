@@ -22,6 +22,7 @@ from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.errors import SmltError
 from smlt.io.tensor import as_tensor
 from smlt.worker.data_iterator import Data
+from smlt.worker.epochs import batch_sizes, batches_of
 from smlt.worker.minibatch_buffer import map_style
 from smlt.worker.sample_order import SampleOrder, evaluation_batches
 from smlt.worker.schedule import Schedule
@@ -54,8 +55,9 @@ class ProfileRequest:
 class Profile:
     """What a task is, and how fast it is here."""
 
-    steps_per_epoch: int
-    training_steps: int | None
+    batches: list[tuple[int, int]]
+    """Training steps and the size of their batch, in order; of one epoch if the job has no end."""
+    has_end: bool
     evaluations: int
     gradient_bytes: int
     """Of float32, as they travel."""
@@ -80,9 +82,10 @@ def profile(request: ProfileRequest) -> Profile:
     began = time.perf_counter()
     task = load_task(request.target, request.params, Path(request.root))
     train = _dataset(task, request, "train")
-    order = SampleOrder(len(train), request.batch_size, request.virtual_workers, request.seed)
+    sizes = batch_sizes(task, request.batch_size, request.virtual_workers)
+    order = SampleOrder(len(train), sizes, request.virtual_workers, request.seed)
     schedule = Schedule(
-        steps_per_epoch=order.steps_per_epoch,
+        order.epoch_steps,
         evaluates=task.evaluates,
         epochs=request.epochs,
         steps=request.steps,
@@ -97,8 +100,8 @@ def profile(request: ProfileRequest) -> Profile:
         if task.evaluates:
             evaluation_s = _evaluation_time(task, _dataset(task, request, "test"), request)
     return Profile(
-        steps_per_epoch=order.steps_per_epoch,
-        training_steps=steps,
+        batches=batches_of(schedule, order) or [(order.steps_in(0), order.batch_size(0))],
+        has_end=steps is not None,
         evaluations=0 if steps is None or total is None else total - steps,
         gradient_bytes=buffer.flat.nbytes,
         state_bytes=sum(as_tensor(array).data.nbytes for array in task.state().values()),
@@ -125,11 +128,11 @@ def _step_times(
     _time_step(task, train, order, buffer, range(1))
     for share in shares:
         seconds = [
-            _time_step(task, train, order, buffer, range(share), step % order.steps_per_epoch)
+            _time_step(task, train, order, buffer, range(share), step % order.steps_in(0))
             for step in range(_STEPS)
         ]
         # What else runs on this machine can only make a step longer.
-        yield order.count(0, range(share)), min(seconds)
+        yield order.count(0, 0, range(share)), min(seconds)
         spent += sum(seconds)
         if spent + _LARGEST * sum(seconds) > limit_s:
             return

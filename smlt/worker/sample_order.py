@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,39 +18,56 @@ class SampleOrder:
     reads no rows but its own. Batch t is made of positions tB up to (t+1)B.
     """
 
-    def __init__(self, samples: int, batch_size: int, virtual_workers: int, seed: int) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int | Callable[[int], int],
+        virtual_workers: int,
+        seed: int,
+    ) -> None:
+        """Order so many samples; ``batch_size`` may depend on the epoch's number."""
         if samples < 1:
             raise TaskError("the train split is empty: dataset() returned one of length 0")
         self.samples = samples
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.virtual_workers = virtual_workers
         self.seed = seed
         self._streams: dict[tuple[int, int], NDArray[np.int64]] = {}
 
+    def batch_size(self, epoch: int) -> int:
+        """Return how many samples an epoch's batches have, but for its last."""
+        return self._batch_size(epoch) if callable(self._batch_size) else self._batch_size
+
+    def steps_in(self, epoch: int) -> int:
+        """Return how many batches an epoch has."""
+        return -(-self.samples // self.batch_size(epoch))
+
     @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.samples // self.batch_size)
+    def epoch_steps(self) -> int | Callable[[int], int]:
+        """Batches of every epoch, or of each by its number."""
+        return self.steps_in if callable(self._batch_size) else self.steps_in(0)
 
     def batch(self, epoch: int, index: int, virtual: range) -> NDArray[np.int64]:
         """Return the rows that some virtual workers have in a batch, in the workers' order."""
         return np.concatenate(
             [np.empty(0, np.int64)]
-            + [self._stream(epoch, v)[self._entries(index, v)] for v in virtual]
+            + [self._stream(epoch, v)[self._entries(epoch, index, v)] for v in virtual]
         )
 
-    def count(self, index: int, virtual: range) -> int:
+    def count(self, epoch: int, index: int, virtual: range) -> int:
         """Return how many samples some virtual workers have in a batch."""
-        entries = [self._entries(index, v) for v in virtual]
+        entries = [self._entries(epoch, index, v) for v in virtual]
         return int(sum(part.stop - part.start for part in entries))
 
-    def batch_samples(self, index: int) -> int:
+    def batch_samples(self, epoch: int, index: int) -> int:
         """Return the number of samples in a whole batch: the last of an epoch may be short."""
-        return min(self.batch_size, self.samples - index * self.batch_size)
+        size = self.batch_size(epoch)
+        return min(size, self.samples - index * size)
 
-    def _entries(self, index: int, v: int) -> slice:
+    def _entries(self, epoch: int, index: int, v: int) -> slice:
         """The part of stream v whose positions lie in batch ``index``."""
-        first = index * self.batch_size
-        last = first + self.batch_samples(index)
+        first = index * self.batch_size(epoch)
+        last = first + self.batch_samples(epoch, index)
         # Entries before position p in stream v: those k with kV + v < p.
         return slice(*(-(-(p - v) // self.virtual_workers) for p in (first, last)))
 

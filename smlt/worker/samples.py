@@ -7,7 +7,7 @@ from typing import Any
 
 from smlt.worker.minibatch_buffer import Indices, MinibatchBuffer
 from smlt.worker.sample_order import SampleOrder, evaluation_batches
-from smlt.worker.schedule import Schedule
+from smlt.worker.schedule import Schedule, Slot
 from smlt.worker.task import Dataset
 
 _STEPS_AHEAD = 4
@@ -28,10 +28,14 @@ class Samples:
         portions: Sequence[range],
         schedule: Schedule,
         first_step: int,
+        *,
+        batch_size: int,
     ) -> None:
+        """Give the samples of some portions; the test split is gone through by ``batch_size``."""
         self.portions = portions
         """The virtual workers whose samples are computed on together, in order."""
         self._test = test
+        self._batch_size = batch_size
         self._order = order
         self._buffer = MinibatchBuffer(
             train, self._coming(schedule, first_step), depth=_STEPS_AHEAD * len(portions)
@@ -45,12 +49,16 @@ class Samples:
         """End reading; what never began is closed as well."""
         self._buffer.close()
 
-    def count(self, batch: int) -> int:
-        """Return how many samples of an epoch's batch are this rank's."""
-        return sum(self.portion_count(batch, portion) for portion in self.portions)
+    def batch_size(self, epoch: int) -> int:
+        """Return how many samples an epoch's batches have over all ranks, but for its last."""
+        return self._order.batch_size(epoch)
 
-    def portion_count(self, batch: int, portion: range) -> int:
-        return self._order.count(batch, portion)
+    def count(self, slot: Slot) -> int:
+        """Return how many samples of a training step are this rank's."""
+        return sum(self.portion_count(slot, portion) for portion in self.portions)
+
+    def portion_count(self, slot: Slot, portion: range) -> int:
+        return self._order.count(slot.epoch, slot.batch, portion)
 
     def training(self) -> list[Any]:
         """Return the samples of the next portion of a training step, which may be none."""
@@ -62,7 +70,7 @@ class Samples:
             return
         batches = evaluation_batches(
             len(self._test),
-            max(1, self._order.batch_size // 2),
+            max(1, self._batch_size // 2),
             self._order.virtual_workers,
             portion,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +57,9 @@ class Task(Protocol):
     Randomness comes from ``numpy.random`` and ``random``, which are seeded before every step.
     """
 
+    grow_at: Collection[int] = ()
+    """Epochs, the first being 0, before which ``grow`` changes the model."""
+
     @abstractmethod
     def dataset(self, data: Data, split: str) -> Dataset:
         """Return the map-style dataset of a split, ``"train"`` or ``"test"``."""
@@ -95,6 +98,22 @@ class Task(Protocol):
         The views may be overwritten, by clipping for one; they are not valid after the call.
         """
         ...
+
+    def batch_size(self, epoch: int) -> int | None:
+        """Return how many samples a step has in an epoch, over all workers; None: as the job says.
+
+        It must be the same on every rank and whenever it is asked for, as ``grow_at`` must.
+        """
+        return None
+
+    def grow(self, epoch: int) -> None:
+        """Change the model before an epoch of ``grow_at``: arrays may come, go, and change shape.
+
+        ``state`` and ``averaged`` tell afterwards what there is. What it becomes may depend on the
+        epoch and on what it was, and on nothing else: where a later state is loaded, it is called
+        again for its shapes alone.
+        """
+        raise TaskError(f"{type(self).__name__}.grow_at names epochs, but grow() is not written")
 
     def seed_generators(self, seed: int) -> None:
         """Seed each global generator that the task's code may draw from (63 bits of seed)."""

@@ -27,10 +27,17 @@ class GradientViews:
         self._seen: set[str] = set()
         self._sent: set[str] = set()
         self._ready: Callable[[str], None] | None = None
-        for name, parameter in self._parameters.items():
+        self._hooks = [
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda _, name=name: self._accumulated(name)
             )
+            for name, parameter in self._parameters.items()
+        ]
+
+    def close(self) -> None:
+        """Let go of the parameters: other views are to have them."""
+        for hook in self._hooks:
+            hook.remove()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the views' shapes, in the order of backward: the last layer first."""

@@ -28,25 +28,25 @@ def check_settings(task: Any) -> None:
         raise TaskError(f"{name}.clip_norm is {task.clip_norm!r}: say a number above 0 or None")
 
 
-def check_model(model: object) -> nn.Module:
-    """Return the model if smlt can train it.
+def check_model(model: object, hook: str = "model()") -> nn.Module:
+    """Return the model that a hook gave if smlt can train it.
 
     Raises:
         TaskError: it is no module, not on the CPU, lazy, or frozen as a whole.
     """
     if not isinstance(model, nn.Module):
-        raise TaskError(f"model() returned {type(model).__name__}; it must return an nn.Module")
+        raise TaskError(f"{hook} returned {type(model).__name__}; it must return an nn.Module")
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise TaskError(
-                f"parameter {name} of model() has no shape yet: run one batch through a lazy "
+                f"parameter {name} of {hook} has no shape yet: run one batch through a lazy "
                 "module before returning it"
             )
         if parameter.device.type != "cpu":
             raise TaskError(f"parameter {name} is on {parameter.device}: functions have a CPU only")
     if not any(p.requires_grad for p in parameters.values()):
-        raise TaskError("model() has no parameter that requires a gradient: nothing to train")
+        raise TaskError(f"{hook} has no parameter that requires a gradient: nothing to train")
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             logger.warning("the sparse gradient of %s is made dense to be averaged", name)

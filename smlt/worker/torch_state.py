@@ -7,6 +7,7 @@ so state is taken and put back by hand.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,18 @@ from smlt.worker.torch_tensors import create, export, overwrite
 
 MODEL = "model:"
 OPTIMIZER = "optimizer:"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an optimizer and a scheduler know, apart from the model that they knew it of."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of the parameters."""
+    states: dict[str, dict[str, Any]]
+    """By parameter."""
+    groups: list[dict[str, Any]]
+    scheduler: dict[str, Any] | None
 
 
 class TorchState:
@@ -64,6 +77,41 @@ class TorchState:
         for path, extra in decode(scalars["extra"], loaded).items():
             self._model.get_submodule(path).set_extra_state(extra)
 
+    def kept(self) -> Kept:
+        """Return what another model's optimizer and scheduler may go on with."""
+        return Kept(
+            {name: tuple(parameter.shape) for parameter, name in self._names.items()},
+            {self._names[p]: values for p, values in self._optimizer.state.items()},
+            self._groups(),
+            None if self._scheduler is None else self._scheduler.state_dict(),
+        )
+
+    def take_over(self, kept: Kept) -> None:
+        """Go on with what was known of parameters of the same names and shapes.
+
+        Raises:
+            TaskError: the optimizer has other groups than before, or the scheduler came or went.
+        """
+        groups = self._optimizer.param_groups
+        if len(groups) != len(kept.groups) or (kept.scheduler is None) != (self._scheduler is None):
+            raise TaskError(
+                "optimizer() and scheduler() have to return as many parameter groups, and a "
+                "scheduler or none, for the grown model as for the one before it"
+            )
+        for group, values in zip(groups, kept.groups, strict=True):
+            group.update(values)
+        for parameter, name in self._names.items():
+            if name in kept.states and kept.shapes[name] == tuple(parameter.shape):
+                self._optimizer.state[parameter] = kept.states[name]
+        if self._scheduler is not None and kept.scheduler is not None:
+            self._scheduler.load_state_dict(kept.scheduler)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self._optimizer.param_groups
+        ]
+
     def _model_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in self._model.named_parameters():
             yield MODEL + name, parameter
@@ -72,10 +120,6 @@ class TorchState:
 
     def _split(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors: dict[str, torch.Tensor] = {}
-        groups = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self._optimizer.param_groups
-        ]
         state: dict[str, Any] = {}
         for key, values in self._optimizer.state.items():
             name = self._names.get(key)
@@ -90,7 +134,7 @@ class TorchState:
             state[name] = encode(rest, f"state:{name}", tensors)
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
         return tensors, {
-            "optimizer": {"groups": encode(groups, "groups", tensors), "state": state},
+            "optimizer": {"groups": encode(self._groups(), "groups", tensors), "state": state},
             "scheduler": encode(scheduler, "scheduler", tensors),
             "extra": encode(self._extra_state(), "extra", tensors),
         }

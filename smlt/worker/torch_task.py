@@ -51,6 +51,7 @@ class _Training:
     buffers: BufferAverager
     state: TorchState
     averaged: dict[str, tuple[int, ...]]
+    total_steps: int | None
 
 
 class TorchTask(Task):
@@ -92,6 +93,15 @@ class TorchTask(Task):
         """Return a scheduler, stepped once per step; ``total_steps`` is None in open-ended jobs."""
         return None
 
+    def grown(self, model: Any, epoch: int) -> nn.Module:
+        """Return the model that trains from an epoch of ``grow_at`` on; it may be the same object.
+
+        What it takes over of the weights is up to it. The optimizer and the scheduler are made
+        anew, and keep what they have of parameters whose name and shape stay the same. It may
+        depend on the epoch and the model, and on nothing else.
+        """
+        raise TaskError(f"{type(self).__name__}.grow_at names epochs, but grown() is not written")
+
     def collate(self, samples: Sequence[Any]) -> Any:
         """Return a batch of samples; by default torch's ``default_collate``."""
         return default_collate([_writable(sample) for sample in samples])
@@ -131,11 +141,27 @@ class TorchTask(Task):
         """
         check_settings(self)
         self.seed_generators(seed)
-        model = check_model(self.model())
+        self._training = self._trained(check_model(self.model()), total_steps)
+
+    def grow(self, epoch: int) -> None:
+        """Go on with the model that ``grown`` returns.
+
+        Raises:
+            TaskError: a hook returned something that cannot be trained.
+        """
+        run = self._run
+        kept = run.state.kept()
+        run.gradients.close()
+        grown = check_model(self.grown(run.model, epoch), "grown()")
+        self._training = self._trained(grown, run.total_steps)
+        with torch.no_grad():
+            self._run.state.take_over(kept)
+
+    def _trained(self, model: nn.Module, total_steps: int | None) -> _Training:
         optimizer = check_optimizer(self.optimizer(model), model)
         scheduler = check_scheduler(self.scheduler(optimizer, total_steps))
         gradients, buffers = GradientViews(model), BufferAverager(model)
-        self._training = _Training(
+        return _Training(
             model,
             optimizer,
             scheduler,
@@ -144,6 +170,7 @@ class TorchTask(Task):
             TorchState(model, optimizer, scheduler),
             # Buffers are final before backward begins.
             averaged=buffers.shapes() | gradients.shapes(),
+            total_steps=total_steps,
         )
 
     def averaged(self) -> dict[str, tuple[int, ...]]:

@@ -125,6 +125,8 @@ class Trainer:
             flags = self._generation.flags() | self._checkpoint_due()
             if self._schedule.is_last(self.step):
                 flags |= StepFlag.TARGET
+            if self._schedule.grows_before(self.step + 1):
+                flags |= StepFlag.GROWTH
             agreed = await (self._evaluate if slot.evaluation else self._train)(slot, flags)
             self.step += 1
             self._generation.has_gained = True
@@ -137,7 +139,7 @@ class Trainer:
     async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
-        count = self._samples.count(slot.batch)
+        count = self._samples.count(slot)
         metrics: Metrics = {}
         absent: frozenset[str] = frozenset()
 
@@ -248,7 +250,7 @@ class Trainer:
             name: (metric.total, metric.weight)
             for name, metric in self._task.drain_metrics().items()
         }
-        count = self._samples.portion_count(slot.batch, portion)
+        count = self._samples.portion_count(slot, portion)
         return {**own, _LOSS: (contribution.loss_sum, count)}
 
     async def _evaluate(self, slot: Slot, flags: StepFlag) -> StepFlag:
@@ -307,6 +309,7 @@ class Trainer:
             samples=int(result.weight),
             seconds=seconds,
             metrics=metrics,
+            batch_size=self._samples.batch_size(slot.epoch),
         )
         if self._is_reporter:
             self._records.append(record.to_dict())

@@ -1,6 +1,7 @@
 """What the resource manager decides, on jobs played on a clock of their own at Lambda's prices."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from smlt.control.prices import read_prices
 from smlt.control.resource_manager import ResourceManager
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
 from smlt.control.surrogate import SampledGaussianProcess
-from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord
+from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
 
 FIRST = ResourcePlan(workers=4, memory_mb=1769)
 START_S = 4.0
@@ -28,15 +29,26 @@ def law(plan, scale=1.0):
     vcpus = plan.memory_mb / 1769
     speed = vcpus if vcpus < 1 else 1 / (0.2 + 0.8 / vcpus)
     pieces = -(-64 // plan.workers)
-    return scale * 0.25 * pieces / speed + 0.1 + 0.015 * (plan.workers - 1)
+    return scale * 0.25 * pieces / speed + exchange(plan)
+
+
+def exchange(plan):
+    return 0.1 + 0.015 * (plan.workers - 1)
 
 
 class Job:
     """Plays a whole job: steps with noise, starts and saves that take time, all of it billed."""
 
     def __init__(
-        self, steps=2000, seed=0, slow=lambda job, plan: 1.0, oom=lambda plan: False, **goal
+        self,
+        steps=2000,
+        seed=0,
+        slow=lambda job, plan: 1.0,
+        oom=lambda plan: False,
+        batches=(),
+        **goal,
     ):
+        """``batches`` are numbers of steps with the samples that each of them has."""
         adapt, options = goal.pop("adapt", True), goal.pop("options", {})
         self.spec = JobSpec(
             target="t:T", batch_size=64, virtual_workers=64, most_workers=64, adapt=adapt, **goal
@@ -50,6 +62,8 @@ class Job:
             **options,
         )
         self.rng, self.steps = random.Random(seed), steps
+        self.batches = [batch for count, batch in batches for _ in range(count)]
+        self.report = WorkerReport(rank=0, kind="plan", batches=list(batches), gradient_bytes=400)
         self.slow, self.oom = slow, oom
         self.now = self.spent = 0.0
         self.step, self.plan, self.stopped = 0, FIRST, None
@@ -57,10 +71,21 @@ class Job:
     def run(self):
         self._begin(FIRST)
         while self.step < self.steps and self.stopped is None:
-            seconds = law(self.plan, self.slow(self, self.plan)) * self.rng.lognormvariate(0, 0.03)
+            batch = self.batches[self.step] if self.batches else 64
+            # The exchange takes as long for every batch.
+            seconds = law(self.plan, self.slow(self, self.plan))
+            seconds += (batch / 64 - 1) * (law(self.plan) - exchange(self.plan))
+            seconds *= self.rng.lognormvariate(0, 0.03)
             self._pass(seconds)
             self.step += 1
-            record = StepRecord(step=self.step, epoch=0, loss=1.0, samples=64, seconds=seconds)
+            record = StepRecord(
+                step=self.step,
+                epoch=0,
+                loss=1.0,
+                samples=batch,
+                seconds=seconds,
+                batch_size=batch,
+            )
             self.manager.step(record, self.now)
             decision = self.manager.decide(
                 Standing(
@@ -94,6 +119,7 @@ class Job:
         self.manager.begin(plan, self.now)
         if not self.oom(plan):
             self._pass(START_S)
+            self.manager.work(self.report)
 
     def _pass(self, seconds):
         self.now += seconds
@@ -225,3 +251,54 @@ def test_a_tuning_tries_plans_names_one_of_the_best_and_stops(surrogate):
 def value(plan):
     """Time times cost: what is least where there is neither deadline nor budget."""
     return dollars(plan, law(plan)) * law(plan)
+
+
+DOUBLING = ((1200, 64), (600, 128), (300, 256))
+
+
+def test_a_batch_that_doubles_twice_is_planned_anew_each_time_and_at_once():
+    job = Job(steps=2100, batches=DOUBLING, seed=1).run()
+    assert [notice for notice in job.notices if "samples" in notice] == [
+        f"a step now has {samples} samples: looking for the best plan again"
+        for samples in (128, 256)
+    ]
+    # Neither is taken for a drift: the batch is told with the steps.
+    assert not any("another time" in notice for notice in job.notices)
+    tried = {plan for plan in job.tried if plan != FIRST}
+    assert tried
+    # The larger the batch, the more there is to share.
+    assert job.plan.workers * job.plan.memory_mb > FIRST.workers * FIRST.memory_mb
+
+
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_a_deadline_takes_later_batches_into_account(seed):
+    best = 0.0
+    for plan in every_plan():
+        seconds = sum(
+            count * (exchange(plan) + batch / 64 * (law(plan) - exchange(plan)))
+            for count, batch in DOUBLING
+        )
+        if START_S + seconds + SAVE_S <= 2400:
+            usd = dollars(plan, START_S + seconds + SAVE_S)
+            best = min(best or usd, usd)
+    job = Job(steps=2100, batches=DOUBLING, deadline_s=2400, seed=seed).run()
+    assert (job.step, job.stopped) == (2100, None)
+    assert job.now <= 2400
+    assert job.spent <= 1.35 * best
+    assert not any("out of reach" in notice for notice in job.notices)
+
+
+def test_a_model_that_grows_is_planned_anew():
+    job = Job(steps=900, batches=[(900, 64)])
+
+    def grown(job, plan):
+        if job.step == 400:
+            job.report = replace(job.report, gradient_bytes=4000)
+            job._begin(plan)  # growth ends a generation
+        return 1.0 if job.step < 400 else 2.0
+
+    job.slow = grown
+    job.run()
+    assert "the model has grown: looking for the best plan again" in job.notices

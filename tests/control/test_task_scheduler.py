@@ -409,6 +409,9 @@ class Advice:
         self.decisions = list(decisions)
         self.began, self.steps = [], 0
 
+    def work(self, report):
+        assert report.kind == "plan"
+
     def begin(self, plan, now):
         self.began.append((plan.workers, plan.memory_mb))
         self.steps = 0

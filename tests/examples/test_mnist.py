@@ -44,14 +44,14 @@ def train(target, data, epochs, *, steps=None, ranks=1):
     tasks = [load_task(target, {}, ROOT) for _ in range(ranks)]
     train_split, test_split = tasks[0].dataset(data, "train"), tasks[0].dataset(data, "test")
     order = SampleOrder(len(train_split), 64, len(VIRTUAL), seed=0)
-    steps = steps or epochs * order.steps_per_epoch
+    steps = steps or epochs * order.steps_in(0)
     with ExitStack() as buffers:
         feeds = []
         for rank, task in enumerate(tasks):
             task.initialize(0, steps)
             block = virtual_block(rank, ranks, len(VIRTUAL))
             batches = [
-                order.batch(*divmod(step, order.steps_per_epoch), block) for step in range(steps)
+                order.batch(*divmod(step, order.steps_in(0)), block) for step in range(steps)
             ]
             feeds.append(buffers.enter_context(MinibatchBuffer(train_split, batches)))
         for step, shares in enumerate(zip(*feeds, strict=True)):

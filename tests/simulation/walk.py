@@ -74,8 +74,8 @@ def trajectory(size: int, samples: int, batch: int, epochs: int, seed: int) -> l
     state = State(size)
     order = SampleOrder(samples, batch, 16, seed)
     bits = [state.bits]
-    for step in range(epochs * order.steps_per_epoch):
-        rows = order.batch(*divmod(step, order.steps_per_epoch), range(16))
+    for step in range(epochs * order.steps_in(0)):
+        rows = order.batch(*divmod(step, order.steps_in(0)), range(16))
         total = np.sum([state.gradient(int(row)) for row in rows], axis=0, dtype=np.float32)
         state.step(total * np.float32(1 / len(rows)))
         bits.append(state.bits)

@@ -28,7 +28,7 @@ def test_every_sample_is_visited_once_an_epoch_by_any_number_of_ranks(order, epo
     ranks = min(ranks, order.virtual_workers)
     visited = [
         row
-        for index in range(order.steps_per_epoch)
+        for index in range(order.steps_in(0))
         for part in of_ranks(order, epoch, index, ranks)
         for row in part
     ]
@@ -38,9 +38,9 @@ def test_every_sample_is_visited_once_an_epoch_by_any_number_of_ranks(order, epo
 @settings(max_examples=60, deadline=None)
 @given(orders, st.integers(0, 5))
 def test_a_batch_is_the_same_for_any_number_of_ranks(order, epoch):
-    for index in range(order.steps_per_epoch):
+    for index in range(order.steps_in(0)):
         whole = order.batch(epoch, index, range(order.virtual_workers))
-        assert len(whole) == order.batch_samples(index)
+        assert len(whole) == order.batch_samples(0, index)
         for ranks in range(1, order.virtual_workers + 1):
             parts = of_ranks(order, epoch, index, ranks)
             assert np.array_equal(np.concatenate(parts), whole)
@@ -49,11 +49,11 @@ def test_a_batch_is_the_same_for_any_number_of_ranks(order, epoch):
 @settings(max_examples=60, deadline=None)
 @given(orders)
 def test_only_the_last_batch_is_short_and_shares_differ_by_one(order):
-    sizes = [order.batch_samples(i) for i in range(order.steps_per_epoch)]
-    assert set(sizes[:-1]) <= {order.batch_size}
-    assert 0 < sizes[-1] <= order.batch_size
+    sizes = [order.batch_samples(0, i) for i in range(order.steps_in(0))]
+    assert set(sizes[:-1]) <= {order.batch_size(0)}
+    assert 0 < sizes[-1] <= order.batch_size(0)
     assert sum(sizes) == order.samples
-    for index in range(order.steps_per_epoch):
+    for index in range(order.steps_in(0)):
         shares = [len(order.batch(0, index, range(v, v + 1))) for v in range(order.virtual_workers)]
         assert max(shares) - min(shares) <= 1
 
@@ -61,7 +61,7 @@ def test_only_the_last_batch_is_short_and_shares_differ_by_one(order):
 def test_a_virtual_worker_keeps_to_its_own_block_of_rows():
     order = SampleOrder(103, 16, 4, seed=1)
     for v in range(4):
-        rows = [order.batch(2, i, range(v, v + 1)) for i in range(order.steps_per_epoch)]
+        rows = [order.batch(2, i, range(v, v + 1)) for i in range(order.steps_in(0))]
         assert sorted(np.concatenate(rows)) == list(row_block(103, 4, v))
 
 

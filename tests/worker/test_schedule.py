@@ -31,7 +31,7 @@ def counted(per_epoch, evaluates, epochs, steps, limit=500):
     steps=st.none() | st.integers(1, 60),
 )
 def test_schedule_is_the_loop_of_a_training_script(per_epoch, evaluates, epochs, steps):
-    schedule = Schedule(steps_per_epoch=per_epoch, evaluates=evaluates, epochs=epochs, steps=steps)
+    schedule = Schedule(lambda _: per_epoch, evaluates=evaluates, epochs=epochs, steps=steps)
     expected = counted(per_epoch, evaluates, epochs, steps)
     for number, (epoch, batch, evaluation, trained) in enumerate(expected):
         slot = schedule.at(number)
@@ -46,14 +46,14 @@ def test_schedule_is_the_loop_of_a_training_script(per_epoch, evaluates, epochs,
 
 
 def test_job_without_bound_has_no_end():
-    schedule = Schedule(steps_per_epoch=3, evaluates=True, epochs=None, steps=None)
+    schedule = Schedule(lambda _: 3, evaluates=True, epochs=None, steps=None)
     assert schedule.total is None
     assert not schedule.is_last(10**9)
 
 
 @pytest.mark.parametrize("steps", [3, 4, 6, 7, 8])
 def test_job_made_longer_leaves_out_no_batch_and_takes_none_twice(steps):
-    shape = {"steps_per_epoch": 4, "evaluates": True, "epochs": None}
+    shape = {"steps_in": lambda _: 4, "evaluates": True, "epochs": None}
     short, long = Schedule(**shape, steps=steps), Schedule(**shape, steps=20)
     ended = short.total
     begins = long.step_after(ended, short.at(ended).trained)
