@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
@@ -43,7 +44,14 @@ class Session:
     """
 
     def __init__(
-        self, store: ParameterStore, job: str, rank: int, spec: SessionSpec, limits: SessionLimits
+        self,
+        store: ParameterStore,
+        job: str,
+        rank: int,
+        spec: SessionSpec,
+        limits: SessionLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.job = job
@@ -54,7 +62,7 @@ class Session:
         self.failure: SmltError | None = None
         self.on_failure: list[Callable[[SmltError], None]] = []
         """Called once, when the session ends by anything but everybody's leaving."""
-        self._rendezvous = Rendezvous(store, job, spec, limits, self.sign)
+        self._rendezvous = Rendezvous(store, job, spec, limits, self.sign, clock=clock)
         self.under_way = 0
         """Operations that wait for other ranks."""
         self._seat: Seat | None = None

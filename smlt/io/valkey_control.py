@@ -11,7 +11,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from smlt.io.resp import ErrorReply
+from smlt.io.resp import ErrorReply, RespError
 from smlt.io.server_address import ServerAddress
 
 SCAN_COUNT = 1000
@@ -57,7 +57,10 @@ class ControlClient:
         return bool(await _translated(self._redis.exists(key)))
 
     async def values(self, keys: Sequence[str]) -> list[bytes | None]:
-        return cast("list[bytes | None]", await _translated(self._redis.mget(keys)))
+        found = await _translated(self._redis.mget(keys))
+        if not isinstance(found, list) or len(found) != len(keys):
+            raise RespError(f"MGET was answered with {found!r:.50}")
+        return found
 
     async def set_first(
         self, keys: Sequence[str], value: bytes, ttl_ms: int, notice: Sequence[bytes]
@@ -71,7 +74,10 @@ class ControlClient:
             notice: names and values in turn; empty for no notice.
         """
         call = self._redis.eval(_SET_FIRST, len(keys), *keys, value, ttl_ms, *notice)
-        return cast("bytes | None", await _translated(call))
+        stands = await _translated(call)
+        if not isinstance(stands, bytes | None):
+            raise RespError(f"EVAL was answered with {stands!r:.50}")
+        return stands
 
     async def append(
         self, guard: str, stream: str, fields: Mapping[str, bytes], ttl_ms: int

@@ -2,133 +2,117 @@
 
     python -m faults.chaos --seed 1 --minutes 3
 
-Prints a line for each fault and a summary. A fault counts when the event log shows that a new
-generation followed it. Exits with 1 when a digest differs, a job fails, or anything is left behind.
-The seed decides which faults come after how many steps, not how fast the machine is.
+Prints a line for each fault and a summary. A fault that must cost a generation counts when the
+event log shows that one followed it; one that must cost nothing, when training went on in the
+generation that it befell. Exits with 1 when a digest differs, a job fails, or anything is left
+behind. The seed decides which faults come after how many steps, not how fast the machine is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-from jobs.harness import TASKS, Job, Place, until
+from jobs.harness import Place
 
-WORKERS = 3
-STEPS = 240
-MOST_FAULTS = 6  # in one job
-OPTIONS = ("--workers", str(WORKERS), "--steps", str(STEPS), "--json", "--quiet")
-STEADY = f"{TASKS / 'steady.py'}:Steady"
-LEASE_S = 10.0
-LIMIT_S = 90.0
+from faults.victim import LIMIT_S, OPTIONS, STEADY, STEPS, Victim
+
+MOST_FAULTS = 12  # in one job
+COSTLY = {
+    "worker": 5, "two workers": 3, "all workers": 1, "frozen worker": 1, "valkey": 2,
+    "emptied valkey": 2, "client": 2, "stop": 2, "cloud": 2,
+}  # fmt: skip
+"""Faults that end a generation, and how often each comes in relation to the others."""
+HARMLESS = {
+    "duplicate": 3, "cut connections": 3, "slow worker": 2, "slow valkey": 1, "slow client": 1,
+}  # fmt: skip
+"""Faults that a generation outlives."""
+ONCE = {"all workers", "frozen worker", "cloud"}
+"""Costly in time: at most once in a job."""
+LAST = 20
+"""Steps without faults: a client that dies with its work done leaves nothing to compare."""
+HOSTILE = 0.3
+"""Share of jobs on a Lambda that misbehaves by itself: events twice or late, throttling, kills."""
 
 
-class Victim:
-    """A job that faults befall, whoever its client is at the moment."""
+class Chaos:
+    """Jobs, one after the other, until the time is over."""
 
-    def __init__(self, place: Place, rng: random.Random) -> None:
-        self.place = place
-        self.rng = rng
-        self.job = place.start(STEADY, *OPTIONS)
-        self.client: Job = self.job
+    def __init__(self, path: Path, seed: int, calm: str) -> None:
+        self.path = path
+        self.rng = random.Random(seed)
+        self.calm = calm
+        self.began = time.monotonic()
+        self.jobs = self.wrong = 0
+        self.landed: Counter[str] = Counter()
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.began:6.1f} s  job {self.jobs}  {text}", flush=True)
+
+    def run_job(self) -> None:
+        """Begin a job, let faults befall it, and compare what came of it."""
+        self.jobs += 1
+        place = Place(self.path / str(self.jobs))
+        hostile = self.rng.randrange(1000) if self.rng.random() < HOSTILE else None
+        victim = Victim(place, self.rng, hostile)
+        self.say("begins" if hostile is None else f"begins, --chaos {hostile}")
+        befallen: Counter[str] = Counter()
+        for _ in range(MOST_FAULTS):
+            names = {n: w for n, w in (COSTLY | HARMLESS).items() if n not in ONCE & set(befallen)}
+            [name] = self.rng.choices(list(names), list(names.values()))
+            steps = victim.steps() + self.rng.choice([0, 2, 5, 20])
+            # A fault now and then comes in a start, in a load or in the ending of another one.
+            victim.until(lambda n=steps: victim.steps() >= n and victim.workers(), "progress")
+            time.sleep(self.rng.uniform(0, 0.3))
+            if victim.has_ended or victim.steps() > STEPS - LAST:
+                break
+            befallen[name] += self.befall(victim, name)
+        self.landed += befallen
+        self.compare(victim)
+
+    def befall(self, victim: Victim, name: str) -> bool:
+        """Let one fault befall a job; whether it came in time to matter."""
+        generation, step = victim.generations, victim.job.status().get("step", 0)
+        try:
+            what = victim.strike(name)
+        except (OSError, IndexError, KeyError, ValueError):
+            return False  # what it was to befall had gone meanwhile
+        if name in HARMLESS:
+            steps = victim.steps()
+            victim.until(lambda: victim.steps() > steps, f"a step after {what}")
+            landed, told = victim.steps() > steps, "training goes on"
+        else:
+            victim.until(lambda: victim.generations > generation, f"recovery from {what}")
+            landed, told = victim.generations > generation, f"generation {victim.generations}"
+        self.say(f"step {step:3d}  {what}: {told if landed else 'came too late to matter'}")
+        return landed
+
+    def compare(self, victim: Victim) -> None:
+        ended = victim.client.end(LIMIT_S)
+        digest = json.loads(ended.out)["weights_digest"] if ended.out else None
+        same = ended.code == 0 and digest == self.calm
+        self.wrong += not same
+        told = "same digest" if same else f"DIFFERS: {digest}"
+        self.say(f"{told} after {victim.generations} generations")
+        if not same:
+            print(ended.err, *(job.err for job in victim.place.jobs), sep="\n", file=sys.stderr)
+        victim.place.check_nothing_is_left(30)
 
     @property
-    def generations(self) -> int:
-        return len(self.job.events("generation"))
-
-    def steps(self) -> int:
-        return len(self.job.events("step"))
-
-    def workers(self) -> list[int]:
-        """The living processes of the ranks of the newest generation."""
-        return [pid for pid in self.job.pids().values() if pid and os.path.exists(f"/proc/{pid}")]
-
-    def kill_workers(self, count: int) -> str:
-        pids = self.workers()
-        for pid in self.rng.sample(pids, min(count, len(pids))):
-            os.kill(pid, signal.SIGKILL)
-        return f"kill -9 of {min(count, len(pids))} of {WORKERS} workers"
-
-    def freeze_worker(self) -> str:
-        pid = self.rng.choice(self.workers())
-        os.kill(pid, signal.SIGSTOP)
-        before = self.generations
-        self.until(lambda: self.generations > before, "a generation without the frozen worker")
-        if os.path.exists(f"/proc/{pid}"):
-            os.kill(pid, signal.SIGCONT)
-        return "SIGSTOP of a worker until it was missed, then SIGCONT"
-
-    def kill_valkey(self) -> str:
-        endpoint = self.job.cloud()["endpoint"]
-        with urllib.request.urlopen(f"{endpoint}/_smlt/health", timeout=10) as answer:
-            os.kill(json.load(answer)["valkey_pid"], signal.SIGKILL)
-        return "kill -9 of Valkey"
-
-    def empty_valkey(self) -> str:
-        with self.job.store() as store:
-            store.flushall()
-        return "Valkey emptied"
-
-    def kill_client(self) -> str:
-        self.client.signal(signal.SIGKILL)
-        self.client.process.wait()
-        job_id = self.job.folder.name
-        self.client = self.place.start(job_id, "--json", "--quiet", command="attach")
-        return "kill -9 of the client, then attach"
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        until(lambda: condition() or self.client.process.poll() is not None, what, LIMIT_S)
-
-    def faults(self) -> dict[str, Callable[[], str]]:
-        return {
-            "worker": lambda: self.kill_workers(1),
-            "two": lambda: self.kill_workers(2),
-            "all": lambda: self.kill_workers(WORKERS),
-            "freeze": self.freeze_worker,
-            "valkey": self.kill_valkey,
-            "flush": self.empty_valkey,
-            "client": self.kill_client,
-        }
-
-
-def befall(victim: Victim, number: int, began: float) -> Counter[str]:
-    """Let faults befall one job, and return which of them began a generation."""
-    landed: Counter[str] = Counter()
-    rng = victim.rng
-    for _ in range(MOST_FAULTS):
-        # A fault now and then comes in a start, in a load or in the ending of another one.
-        steps = victim.steps() + rng.choice([0, 2, 5, 20])
-        victim.until(lambda steps=steps: victim.steps() >= steps and victim.workers(), "progress")
-        time.sleep(rng.uniform(0, 0.3))
-        if victim.client.process.poll() is not None:
-            break
-        names = ["worker"] * 5 + ["two"] * 3 + ["valkey"] * 3 + ["flush"] * 2 + ["client", "freeze"]
-        # Nobody survives: it costs all since the last checkpoint, so only once a job.
-        names += [] if landed["all"] else ["all"]
-        name = rng.choice(names)
-        before, at = victim.generations, victim.job.status().get("step", 0)
-        try:
-            what = victim.faults()[name]()
-        except (OSError, IndexError, KeyError, ValueError):
-            continue  # it had gone meanwhile
-        victim.until(lambda before=before: victim.generations > before, f"recovery from {what}")
-        counts = victim.generations > before
-        landed[name] += counts
-        told = f"generation {before + 1}" if counts else "came too late to matter"
-        print(f"{time.monotonic() - began:6.1f} s  job {number}  step {at:3d}  {what}: {told}",
-              flush=True)  # fmt: skip
-    return landed
+    def summary(self) -> str:
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.landed.items()))
+        costly = sum(count for name, count in self.landed.items() if name in COSTLY)
+        return (
+            f"{self.landed.total()} faults, {costly} of which cost a generation ({kinds}), "
+            f"in {self.jobs} jobs: {self.wrong} without the same digest"
+        )
 
 
 def main() -> int:
@@ -137,32 +121,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0)
     given = parser.parse_args()
     path = Path(tempfile.mkdtemp(prefix="chaos-"))
-    rng, began = random.Random(given.seed), time.monotonic()
-    landed: Counter[str] = Counter()
-    wrong = 0
     try:
         calm = Place(path).train(STEADY, *OPTIONS).check(0).summary["weights_digest"]
         print(f"undisturbed: {calm}", flush=True)
-        number = 0
-        while time.monotonic() - began < 60 * given.minutes:
-            number += 1
-            place = Place(path / str(number))
-            landed += befall(victim := Victim(place, rng), number, began)
-            ended = victim.client.end(LIMIT_S)
-            digest = json.loads(ended.out)["weights_digest"] if ended.out else None
-            same = ended.code == 0 and digest == calm
-            wrong += not same
-            print(f"{time.monotonic() - began:6.1f} s  job {number}  "
-                  f"{'same digest' if same else f'DIFFERS: {digest}'} "
-                  f"after {victim.generations} generations", flush=True)  # fmt: skip
-            if not same:
-                print(ended.err, *(job.err for job in place.jobs), sep="\n", file=sys.stderr)
-            place.check_nothing_is_left(30)
+        chaos = Chaos(path, given.seed, calm)
+        while time.monotonic() - chaos.began < 60 * given.minutes:
+            chaos.run_job()
     finally:
         shutil.rmtree(path, ignore_errors=True)
-    kinds = ", ".join(f"{count} {name}" for name, count in sorted(landed.items()))
-    print(f"{landed.total()} faults ({kinds}) in {number} jobs: {wrong} without the same digest")
-    return 1 if wrong else 0
+    print(chaos.summary)
+    return 1 if chaos.wrong else 0
 
 
 if __name__ == "__main__":

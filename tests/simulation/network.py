@@ -63,9 +63,13 @@ class Network:
         self.channels[channel] = None
         return channel
 
+    def healed(self, process) -> float:
+        """When the process is, or was, reachable again."""
+        return self._healed.get(process, 0.0)
+
     def delay(self, process, rng) -> float:
         """Seconds until what is sent now would arrive."""
-        wait = max(0.0, self._healed.get(process, 0.0) - self.loop.now)
+        wait = max(0.0, self.healed(process) - self.loop.now)
         return wait + self.latency.draw(rng)
 
     def partition(self, process, seconds: float) -> None:

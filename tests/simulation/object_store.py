@@ -51,7 +51,9 @@ class SimulatedObjects(MemoryObjectStore):
         await self._travel()
         # A memory view may change until the answer has come: real clients read it on the way.
         etag = await super().put(key, data, **conditions)
-        self._world.stored(PROCESS.get(), key)
+        self._world.witness.stored(PROCESS.get(), key)
+        if self._world.loop.now < self._world.objects_down_until and self._world.rng.random() < 0.5:
+            raise StoreUnreachableError("the connection was lost before the answer had come")
         await asyncio.sleep(self._world.rng.uniform(0.001, 0.01))
         return etag
 
@@ -69,3 +71,13 @@ class SimulatedObjects(MemoryObjectStore):
 
     def keys(self, prefix=""):
         return sorted(key for key in self._contents.objects if key.startswith(prefix))
+
+    def content(self, key):
+        return self._contents.objects[key]
+
+    def replace(self, key, data) -> None:
+        """Damage an object, or remove it where ``data`` is None."""
+        if data is None:
+            del self._contents.objects[key]
+        else:
+            self._contents.objects[key] = data

@@ -10,9 +10,14 @@ from dataclasses import replace
 import pytest
 
 from smlt.messages import ResourcePlan
+from tests.simulation import dropin
 from tests.simulation.cloud import Environment
 from tests.simulation.network import Latency
-from tests.simulation.world import Plan, World, play
+from tests.simulation.plan import Plan
+from tests.simulation.world import World, play
+
+EVENTFUL = 21
+"""A seed in which much goes wrong."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +27,22 @@ def _silent():
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_seed_keeps_every_promise(seed):
     result = play(seed)
     assert not result.violations, result.story
 
 
-def test_seed_is_played_the_same_way_in_another_process():
-    result = play(346)
-    command = [sys.executable, "-m", "tests.simulation", "--seed", "346"]
+@pytest.mark.parametrize("seed", range(4))
+def test_seed_of_a_dropin_job_keeps_every_promise(seed):
+    result = dropin.play(seed)
+    assert not result.violations, result.story
+
+
+def test_seed_is_played_the_same_way_twice_and_in_another_process():
+    result = play(EVENTFUL)
+    assert play(EVENTFUL).digest == result.digest
+    command = [sys.executable, "-m", "tests.simulation", "--seed", str(EVENTFUL)]
     replayed = subprocess.run(
         command,
         env={**os.environ, "PYTHONHASHSEED": "99"},
@@ -38,13 +50,24 @@ def test_seed_is_played_the_same_way_in_another_process():
         text=True,
         check=True,
     )
-    assert result.story in replayed.stdout
+    assert f"digest {result.digest}" in replayed.stdout
 
 
 def quiet(**changes):
     """A plan in which nothing goes wrong but what the test wants."""
     calm = {"faults": (), "twice": 0.0, "late": 0.0, "undelivered": 0.0, "throttled": 0.0}
-    calm |= {"workers": 2, "latency": Latency(), "slow_share": 0.0}
+    calm |= {
+        "forgetful": 0.0,
+        "refused_mb": None,
+        "unlike": 0.0,
+        "starts_from": False,
+        "managed": 0.0,
+        "slow_share": 0.0,
+    }
+    calm |= {"workers": 2, "servers": 1, "carries": True, "aggregators": None, "latency": Latency()}
+    calm |= {"tests": 0, "until": None, "patience": None, "keep_best": False, "digest_steps": 0}
+    calm |= {"determinism": "fast", "wire_dtype": "fp32", "size": 48, "shard_bytes": 64}
+    calm |= {"limits": replace(Plan.draw(0).limits, function_s=900.0), "checkpoint_s": 60.0}
     return replace(Plan.draw(0), **(calm | changes))
 
 
@@ -60,6 +83,16 @@ def test_rank_that_never_starts_makes_nobody_believe_that_the_client_is_gone():
     assert result.generations > 1
 
 
+def begun(world):
+    """Training steps that the second generation begins with."""
+    return world.witness.trained(world.witness.drawn[2])
+
+
+def reached(world):
+    """Training steps that any rank of the first generation has taken."""
+    return world.witness.reached[1]
+
+
 def short_lived(**changes):
     """A plan of functions that live for 12 s, and hand over 4 s before."""
     limits = replace(Plan.draw(0).limits, function_s=12.0, handover_s=9.5, step_s=60.0)
@@ -72,13 +105,15 @@ def test_rank_whose_time_ends_while_it_waits_for_another_hands_over():
     def dawdle():
         world.cloud.running[1].slowness = 1e5
 
-    world.outside(0.5, dawdle)
+    world.outside(0.8, dawdle)
     result = world.run()
     assert (result.status, result.violations, result.generations) == ("completed", [], 2)
-    [abort] = [line for line in result.trace if "calls for an abort" in line]
-    assert "handover" in abort
+    # Two ranks wait, and either may be the first.
+    aborts = [line for line in result.trace if "calls for an abort" in line]
+    assert aborts
+    assert all("handover" in abort for abort in aborts)
     # Only the step that the slow one was in is taken again; no checkpoint had been made.
-    assert world.drawn[2]["step"] >= world.reached[1] - 1 > 0
+    assert begun(world) >= reached(world) - 1 > 0
 
 
 def test_generation_that_has_gained_nothing_is_not_cut(monkeypatch):
@@ -96,16 +131,26 @@ def test_generation_that_has_gained_nothing_is_not_cut(monkeypatch):
     result = world.run()
     assert (result.status, result.violations, result.generations) == ("completed", [], 2)
     assert not any("calls for an abort" in line for line in result.trace)
-    assert world.drawn[2]["step"] >= 1
+    assert begun(world) >= 1
 
 
 def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_job():
-    world = World(quiet(faults=((0.5, "kill_all", 0),)))
-    world.outside(0.6, setattr, world.server, "full", True)
-    world.outside(2.2, setattr, world.server, "full", False)
+    world = World(quiet(faults=((0.8, "kill_all", 0),)))
+    world.outside(0.9, setattr, world.servers[0], "full", True)
+    world.outside(2.5, setattr, world.servers[0], "full", False)
     result = world.run()
     assert (result.status, result.violations) == ("completed", [])
     assert any("no memory left" in line for line in result.trace)
+
+
+@pytest.mark.parametrize("when", [0.3, 0.7])
+def test_server_that_answers_nonsense_costs_a_generation_at_most(when):
+    """The client once fell over a number where it had asked for the ranks' leases."""
+    world = World(quiet(faults=((390.0, "evict", 0),)))
+    world.outside(when, setattr, world.servers[0], "babble", b":1\r\n")
+    result = world.run()
+    assert (result.status, result.violations) == ("completed", [])
+    assert result.generations <= 2
 
 
 @pytest.mark.parametrize("why", ["stop for a plan", "killed rank", "all killed"])
@@ -122,9 +167,9 @@ def test_object_store_that_is_out_for_a_minute_is_waited_for(why):
                 environment.kill()
         else:
             plan = ResourcePlan(workers=2, memory_mb=128)
-            world.client.spawn(world.scheduler.request_plan(plan))
+            world.clients.leader.spawn(world.clients.scheduler.request_plan(plan))
 
-    world.outside(0.5, begin)
+    world.outside(0.8, begin)
     result = world.run()
     assert (result.status, result.violations, result.generations) == ("completed", [], 2)
     began = [line for line in result.trace if "draws generation 2" in line]
@@ -133,11 +178,18 @@ def test_object_store_that_is_out_for_a_minute_is_waited_for(why):
     assert any("client   waits for memory://" in line and "503" in line for line in result.trace)
     if why != "all killed":
         # The one that was killed may have been a step ahead.
-        assert world.drawn[2]["step"] >= world.reached[1] - (why == "killed rank") > 0
+        assert begun(world) >= reached(world) - (why == "killed rank") > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_hundreds_of_seeds_keep_every_promise():
     broken = [seed for seed in range(1000, 1300) if play(seed).violations]
+    assert broken == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_hundreds_of_dropin_jobs_keep_every_promise():
+    broken = [seed for seed in range(1000, 1300) if dropin.play(seed).violations]
     assert broken == []

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 
 from smlt.io import valkey_control
+from smlt.io.parameter_store import CARRIED
 from tests.simulation.loop import Process
 
 OK = b"+OK\r\n"
@@ -17,6 +18,7 @@ QUEUED = b"+QUEUED\r\n"
 NIL = b"$-1\r\n"
 NIL_ARRAY = b"*-1\r\n"
 OOM = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+_FRAME = CARRIED.encode()
 _WRITES = {b"SET", b"XADD", b"EVAL"}
 
 
@@ -41,6 +43,12 @@ class ValkeyServer:
         self.process = Process(loop, name)
         self.up = True
         self.full = False
+        self.refusal = b""
+        """What every command is answered while the server cannot serve."""
+        self.babble = b""
+        """What the next command that comes in is answered, whatever it is."""
+        self.garbled = 0
+        """So many frames are damaged on their way to whoever fetches them next."""
         self.on_write = lambda process, command: None
         self._ids = itertools.count(1)
         self._keys = {}
@@ -57,9 +65,8 @@ class ValkeyServer:
         self._readers.clear()
 
     def evict(self, rng, share: float) -> list[bytes]:
-        """Remove some of the values that have an expiry, as a server short of memory may."""
-        values = [key for key, value in self._keys.items() if isinstance(value, bytes)]
-        victims = [key for key in values if rng.random() < share]
+        """Remove some of the keys that have an expiry, as a server short of memory may."""
+        victims = [key for key in self._keys if rng.random() < share]
         for key in victims:
             self._remove(key)
         return victims
@@ -67,12 +74,17 @@ class ValkeyServer:
     def keys(self) -> list[bytes]:
         return [key for key in list(self._keys) if self._value(key) is not None]
 
+    def has_keys_of(self, generation: int) -> bool:
+        return any(b":%d}:" % generation in key for key in self.keys())
+
     def unbounded(self) -> list[bytes]:
         """Keys that would never expire."""
         return [key for key in self.keys() if key not in self._expiry]
 
     def run(self, session, command: list[bytes]) -> bytes:
         name = command[0].upper()
+        if self.refusal and not session.in_transaction:
+            return self.refusal + b"\r\n"
         if self.full and name in _WRITES:
             return OOM
         if name in _WRITES:
@@ -101,7 +113,16 @@ class ValkeyServer:
         return OK
 
     def _get(self, session, key):
-        return _bulk(self._value(key))
+        value = self._value(key)
+        return _bulk(value if session.in_transaction else self._on_its_way(value))
+
+    def _on_its_way(self, frame):
+        if not self.garbled or not frame:
+            return frame
+        self.garbled -= 1
+        damaged = bytearray(frame)
+        damaged[self.garbled * 7919 % len(damaged)] ^= 0x10
+        return bytes(damaged)
 
     def _set(self, session, key, value, *options):
         options = [option.upper() for option in options]
@@ -180,7 +201,7 @@ class ValkeyServer:
                 continue
             start = bisect.bisect_right(stream.ids, last)
             entries = [
-                _array([_bulk(b"%d-0" % number), _array(map(_bulk, fields))])
+                _array([_bulk(b"%d-0" % number), _array(map(_bulk, self._carried(fields)))])
                 for number, fields in zip(
                     stream.ids[start : start + limit],
                     stream.entries[start : start + limit],
@@ -190,6 +211,12 @@ class ValkeyServer:
             if entries:
                 found.append(_array([_bulk(name), _array(entries)]))
         return found
+
+    def _carried(self, fields):
+        if _FRAME not in fields[::2]:
+            return fields
+        at = 2 * fields[::2].index(_FRAME) + 1
+        return [*fields[:at], self._on_its_way(fields[at]), *fields[at + 1 :]]
 
     def wait(self, reader) -> None:
         self._readers[reader.session] = reader
@@ -273,10 +300,13 @@ class Session:
 
     def _execute(self, command):
         name = command[0].upper()
-        if name == b"MULTI":
+        if self.server.babble:
+            reply, self.server.babble = self.server.babble, b""
+            return reply
+        if name == b"MULTI" and not self.server.refusal:
             self._queue, self._refused = [], False
             return OK
-        if name == b"EXEC":
+        if name == b"EXEC" and self._queue is not None:
             queue, self._queue = self._queue, None
             if self._refused:
                 return b"-EXECABORT Transaction discarded because of previous errors.\r\n"
@@ -285,6 +315,9 @@ class Session:
             self.in_transaction = False
             return _array(replies)
         if self._queue is not None:
+            if self.server.refusal:
+                self._refused = True
+                return self.server.refusal + b"\r\n"
             if self.server.full and name in _WRITES:
                 self._refused = True
                 return OOM

@@ -1,0 +1,190 @@
+"""What a seed stands for: a job, the world that it runs in, and what goes wrong there."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from smlt.messages import EXACT, JobSpec, Limits
+from tests.simulation import walk
+from tests.simulation.network import Latency
+
+CALM_S = 25.0
+"""From here on nothing new goes wrong."""
+REST_S = 400.0
+"""By here the job must have ended, and everything be at rest."""
+STOPS = {"stop", "stop_outside", "stop_now", "stop_now_outside"}
+CLIENTS = {"client_dies", "client_freezes", "rival"}
+SERVERS = {"restart", "evict", "full", "hang", "refuse", "garble", "babble"}
+FAULTS = (
+    "kill", "kill", "kill", "kill_all", "freeze", "cut", "partition", "objects",
+    "rot", "rot", "logs", "plan", "plan",
+    *sorted(STOPS), *sorted(CLIENTS), *sorted(SERVERS),
+)  # fmt: skip
+LARGE = 80_000
+"""Elements of a gradient that is worked on in threads."""
+DATA, START = "data/manifest.json", "weights/start.safetensors"
+"""Keys of what a user has put into the object store."""
+SIZES_MB = (128, 256)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A seed in full. Every field is drawn; a test may replace some."""
+
+    seed: int
+    workers: int
+    aggregators: int | None
+    servers: int
+    carries: bool
+    """Whether small frames travel in their notices."""
+    size: int
+    starts_from: bool
+    """Whether the weights to begin with are given."""
+    tests: int
+    """Test samples; without any there are no evaluations."""
+    until: float | None
+    keep_best: bool
+    patience: int | None
+    determinism: str
+    wire_dtype: str
+    shard_bytes: int
+    epochs: int
+    checkpoint_s: float
+    digest_steps: int
+    limits: Limits
+    latency: Latency
+    slow_share: float
+    twice: float
+    late: float
+    undelivered: float
+    throttled: float
+    unlike: float
+    """Share of environments whose processor computes other bits."""
+    forgetful: float
+    """Share of warm environments that are gone when they are wanted."""
+    refused_mb: int | None
+    """A size that the service makes no function of."""
+    managed: float
+    """How likely the manager is to want something each time it is asked."""
+    calm_from: float
+    heir_after: float | None
+    """Seconds after its client's death when another one comes; None: nobody does."""
+    resumes: bool
+    """Whether a job that was stopped is gone on with."""
+    faults: tuple[tuple[float, str, int], ...]
+    """When, what, and a number that decides the rest."""
+
+    @classmethod
+    def draw(cls, seed: int) -> Plan:
+        rng = random.Random(seed)
+        workers = rng.choice([1, 2, 2, 3, 3, 4, 5])
+        tests = rng.choice([0, 0, 5])
+        determinism = rng.choice(["fast", "fast", EXACT])
+        return cls(
+            seed=seed,
+            workers=workers,
+            aggregators=rng.choice([None, 1, workers]),
+            servers=rng.choice([1, 1, 1, 2, 3]),
+            carries=rng.random() < 0.5,
+            size=rng.choice([16, 48, 100] * 8 + [LARGE]),
+            starts_from=rng.random() < 0.3,
+            tests=tests,
+            until=rng.choice([None, 55.0]) if tests else None,
+            keep_best=bool(tests) and rng.random() < 0.5,
+            patience=rng.choice([None, 50]) if tests else None,
+            determinism=determinism,
+            wire_dtype="fp32" if determinism == EXACT else rng.choice(["fp32", "bf16", "fp16"]),
+            shard_bytes=rng.choice([64, 128, 1 << 20]),
+            epochs=rng.choice([2, 4, 6]),
+            checkpoint_s=rng.choice([60.0, 0.3, 0.1]),
+            digest_steps=rng.choice([0, 1, 3]),
+            limits=_limits(rng),
+            latency=rng.choice([Latency(), Latency(high=0.02), Latency(tail_share=0.01, tail=0.4)]),
+            slow_share=rng.choice([0.0, 0.0, 0.3]),
+            twice=rng.choice([0.0, 0.0, 0.4]),
+            late=rng.choice([0.0, 0.0, 0.1]),
+            undelivered=rng.choice([0.0, 0.0, 0.1]),
+            throttled=rng.choice([0.0, 0.0, 0.2]),
+            unlike=rng.choice([0.0] * 7 + [0.3]),
+            forgetful=rng.choice([0.0, 0.0, 0.5]),
+            refused_mb=rng.choice([None, SIZES_MB[1]]),
+            managed=rng.choice([0.0, 0.0, 0.0, 0.1]),
+            calm_from=CALM_S,
+            heir_after=rng.choice([None, 0.0, 1.0, 20.0]),
+            resumes=rng.random() < 0.5,
+            faults=_faults(rng),
+        )
+
+    @property
+    def harms(self) -> set[str]:
+        return {kind for _, kind, _ in self.faults}
+
+    @property
+    def is_peaceful(self) -> bool:
+        """Whether nothing happens that could end a generation before its time."""
+        return not (self.faults or self.late or self.undelivered or self.managed or self.unlike)
+
+    @property
+    def spares_the_ranks(self) -> bool:
+        """Whether every rank lives until it has saved, however long the object store is out."""
+        harmless = {"objects", "stop", "stop_outside", "plan", "logs"}
+        return self.harms <= harmless and self.limits.function_s > REST_S and not self.managed
+
+    @property
+    def spec(self) -> JobSpec:
+        return JobSpec(
+            target="tests.simulation.walk:Walk",
+            params={
+                "size": self.size,
+                "tests": self.tests,
+                "fractions": self.determinism == EXACT,
+            },
+            epochs=self.epochs,
+            batch_size=walk.BATCH,
+            seed=self.seed % 7,
+            data=DATA,
+            init_from=START if self.starts_from else None,
+            until=None if self.until is None else f"height>={self.until}",
+            keep_best="height" if self.keep_best else None,
+            patience=self.patience,
+            shard_bytes=self.shard_bytes,
+            aggregators=self.aggregators,
+            wire_dtype=self.wire_dtype,
+            determinism=self.determinism,
+            checkpoint_s=self.checkpoint_s,
+            digest_steps=self.digest_steps,
+            limits=self.limits,
+        )
+
+
+def _limits(rng: random.Random) -> Limits:
+    return Limits(
+        lease_s=3.0,
+        heartbeat_s=0.5,
+        start_s=8.0,
+        load_s=15.0,
+        step_s=6.0,
+        save_s=8.0,
+        objects_s=90.0,
+        client_lease_s=2.0,
+        orphan_s=2.0,
+        store_s=3.0,
+        hold_s=2.0,
+        stop_s=5.0,
+        function_s=rng.choice([900.0, 900.0, 12.0]),
+        handover_s=rng.choice([2.0, 9.5]),
+    )
+
+
+def _faults(rng: random.Random) -> tuple[tuple[float, str, int], ...]:
+    count = rng.choice([0, 1, 1, 2, 2, 3, 4])
+    found = [
+        (
+            rng.choice([rng.uniform(0, 2), rng.uniform(0, CALM_S)]),
+            rng.choice(FAULTS),
+            rng.getrandbits(32),
+        )
+        for _ in range(count)
+    ]
+    return tuple(sorted(found))
