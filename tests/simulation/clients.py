@@ -14,7 +14,7 @@ from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.resource_manager import Decision
 from smlt.control.task_scheduler import TaskScheduler
-from smlt.errors import CloudError, JobHeldError
+from smlt.errors import CloudError, ConfigError, JobHeldError
 from smlt.io.keys import JobObjects
 from smlt.io.patient_objects import PatientObjects
 from smlt.messages import ClientHold, ResourcePlan, StepFlag
@@ -103,6 +103,10 @@ class Clients:
             world.trace("world", f"the {process.name} is dead")
         except JobHeldError as error:
             world.trace(process.name, f"is told: {error}")
+        except ConfigError as error:
+            world.trace(process.name, f"gives up: {error}")
+            if "refuse" not in world.plan.harms:
+                world.violated(f"{process.name} gave up: {error}")
         except Exception as error:
             world.violated(f"the scheduler of {process.name} raised {error!r}")
         return None
