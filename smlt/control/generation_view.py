@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import msgpack
 
+from smlt.control.invocations import Invocation
 from smlt.messages import SAVING, Failure, RankState, StepFlag
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which invocation a rank is."""
+
+    request_id: str
+    stream: str
+    """Its log stream; empty where there is no log."""
 
 
 @dataclass(slots=True)
@@ -35,7 +47,8 @@ class GenerationView:
     """Fed by the control stream and by the supervisor's own findings."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.claimed: set[int] = set()
+        self.claims: dict[int, Claim] = {}
+        """By rank; what another invocation of it does tells nothing of the rank."""
         self.ranks: dict[int, RankView] = {}
         """The roster; empty until it is fixed."""
         self.failure: Failure | None = None
@@ -44,6 +57,7 @@ class GenerationView:
         """Why the ranks agreed to stop."""
         self.ending_since: float | None = None
         self._clock = clock
+        self._news = asyncio.Event()
 
     @property
     def is_over(self) -> bool:
@@ -59,6 +73,24 @@ class GenerationView:
     def states(self) -> list[RankState]:
         return [rank.state for rank in self.ranks.values() if rank.state is not None]
 
+    def notify(self) -> None:
+        """Wake who waits for news."""
+        self._news.set()
+
+    async def news_within(self, limit_s: float) -> None:
+        """Wait until something has happened, but not longer than the limit."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(limit_s, 0)):
+                await self._news.wait()
+        self._news.clear()
+
+    def is_rank(self, invocation: Invocation) -> bool:
+        """Whether an invocation is the one that has claimed its rank."""
+        claim = self.claims.get(invocation.rank)
+        if claim is None or claim.request_id != invocation.request_id:
+            return False
+        return not claim.stream or claim.stream == invocation.stream
+
     def fix(self, claimed: Iterable[int]) -> None:
         """Take in the roster."""
         self.ranks = {rank: RankView() for rank in claimed}
@@ -67,7 +99,8 @@ class GenerationView:
         """Take in a notice of the control stream."""
         event = fields["event"]
         if event == b"claimed":
-            self.claimed.add(int(fields["rank"]))
+            claim = Claim(fields["request"].decode(), fields["stream"].decode())
+            self.claims[int(fields["rank"])] = claim
         elif event == b"left":
             self.ranks.setdefault(int(fields["rank"]), RankView()).leave()
             self.reasons |= StepFlag(int(fields["reasons"]))
@@ -79,6 +112,12 @@ class GenerationView:
         """Note why the generation was aborted; the first reason stands."""
         self.failure = self.failure or failure
         self._end()
+        self.notify()
+
+    def lose(self, rank: int) -> None:
+        """Note that a rank is dead, or as good as dead."""
+        self.ranks[rank].lost = True
+        self.notify()
 
     def _end(self) -> None:
         if self.ending_since is None:

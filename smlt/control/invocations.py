@@ -8,6 +8,7 @@ seconds apart, so from time to time the log is read again from further back.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -39,7 +40,11 @@ _LOOK_BACK_S = 10.0
 
 @dataclass(slots=True)
 class Invocation:
-    """One invocation: what is known of it from our side and from its log."""
+    """One invocation: what is known of it from our side and from its log.
+
+    An event that is delivered twice gives two of one request id, in two log streams or one after
+    the other in one.
+    """
 
     request_id: str
     generation: int
@@ -47,8 +52,12 @@ class Invocation:
     memory_mb: int
     sent: float
     function: str = ""
+    stream: str = ""
+    """The log stream, and so the environment, that it runs in; empty before it does."""
     ended: bool = False
     """Lambda has reported its end."""
+    ended_ms: float = math.inf
+    """When, by Lambda's clock."""
     presumed_ms: float | None = None
     """What it is billed as long as no report of its end has come."""
     billed_ms: int = 0
@@ -59,6 +68,11 @@ class Invocation:
     """What Lambda says of the process's end: "Runtime exited with error: signal: killed"."""
     last_line: str = ""
     """The last that the worker itself wrote."""
+
+    @property
+    def started(self) -> bool:
+        """Whether its event has been delivered, as far as the log tells."""
+        return bool(self.stream)
 
     @property
     def out_of_memory(self) -> bool:
@@ -107,7 +121,7 @@ class Invocations:
         self._bill = Bill(prices or read_prices(), kind, earlier)
         self._folder = log_folder
         self._clock = clock
-        self._by_id: dict[str, Invocation] = {}
+        self._by_id: dict[str, list[Invocation]] = {}
         self._current: dict[str, str] = {}
         self._seen: set[tuple[str, int, str, int]] = set()
         self._first_ms = self._latest_ms = since_ms
@@ -117,9 +131,9 @@ class Invocations:
         self, request_id: str, generation: int, rank: int, memory_mb: int, function: str = ""
     ) -> None:
         """Note an event that Lambda has accepted."""
-        now = self._clock()
-        self._by_id[request_id] = Invocation(request_id, generation, rank, memory_mb, now, function)
-        self._bill.begin(memory_mb, now)
+        self._add(
+            Invocation(request_id, generation, rank, memory_mb, self._clock(), function=function)
+        )
 
     def called(self, billed_ms: int, memory_mb: int) -> None:
         """Bill a call that is no worker's."""
@@ -127,12 +141,14 @@ class Invocations:
 
     def of(self, generation: int) -> list[Invocation]:
         """Return the invocations of one generation."""
-        return [i for i in self._by_id.values() if i.generation == generation]
+        every = (i for deliveries in self._by_id.values() for i in deliveries)
+        return [invocation for invocation in every if invocation.generation == generation]
 
     @property
     def unreported(self) -> set[str]:
-        """The functions of which Lambda has not reported the end of every invocation."""
-        return {one.function for one in self._by_id.values() if not one.ended}
+        """The functions of which Lambda has not reported the end of every one that it began."""
+        every = (one for deliveries in self._by_id.values() for one in deliveries)
+        return {one.function for one in every if not one.ended and one.presumed_ms != 0.0}
 
     @property
     def late_since_ms(self) -> int:
@@ -147,12 +163,17 @@ class Invocations:
         self._looked_back = now
         return self.late_since_ms
 
-    def presume_ended(self, generation: int) -> None:
-        """Bill, as if they ended now, those of a generation whose report has not come yet."""
+    def presume_ended(
+        self, generation: int, lost: Callable[[Invocation], bool] = lambda _: False
+    ) -> None:
+        """Bill, as if they ended now, those of a generation whose report has not come yet.
+
+        An event that seems to be lost costs nothing, and no report of it is waited for.
+        """
         now = self._clock()
         for one in self.of(generation):
             if not one.ended and one.presumed_ms is None:
-                one.presumed_ms = 1000 * max(0.0, now - one.sent)
+                one.presumed_ms = 0.0 if lost(one) else 1000 * max(0.0, now - one.sent)
                 self._bill.end(one.memory_mb, one.sent, one.presumed_ms)
 
     def take(self, events: list[LogEvent]) -> None:
@@ -180,6 +201,10 @@ class Invocations:
         """Return GB-seconds and US dollars so far, at Lambda's prices."""
         return self._bill.total(self._clock())
 
+    def _add(self, invocation: Invocation) -> None:
+        self._by_id.setdefault(invocation.request_id, []).append(invocation)
+        self._bill.begin(invocation.memory_mb, invocation.sent)
+
     def _end(self, invocation: Invocation) -> None:
         """Bill an invocation that is over by what Lambda says of it."""
         memory_mb, billed_ms = invocation.memory_mb, invocation.billed_ms
@@ -192,18 +217,42 @@ class Invocations:
         start = _START.match(event.message)
         if start is not None:
             self._current[event.stream] = start[1]
-        invocation = self._by_id.get(self._current.get(event.stream, ""))
         report = _REPORT.match(event.message)
         if report is not None:
-            invocation = self._by_id.get(report["id"])
-            if invocation is not None:
-                is_over = invocation.ended
+            self._current[event.stream] = report["id"]
+        invocation = self._delivery(event, begins=start is not None)
+        if report is not None:
+            if invocation is not None and not invocation.ended:
+                invocation.ended_ms = event.timestamp_ms
                 _note_report(invocation, report, event.message)
-                if not is_over:
-                    self._end(invocation)
+                self._end(invocation)
         elif invocation is not None and not _SUMMARY.match(event.message):
             _note_line(invocation, event.message.strip())
         return invocation
+
+    def _delivery(self, event: LogEvent, *, begins: bool) -> Invocation | None:
+        """Return which delivery of an event a line is of; ``begins`` where it is its first."""
+        stream = event.stream
+        deliveries = self._by_id.get(self._current.get(stream, ""))
+        if not deliveries:
+            return None
+        in_stream = [i for i in deliveries if i.stream == stream]
+        # A first line that came late is older than the end that it belongs to.
+        if in_stream and not (begins and in_stream[-1].ended_ms <= event.timestamp_ms):
+            return in_stream[-1]
+        [first, *_] = deliveries
+        if first.started:
+            first = Invocation(
+                first.request_id,
+                first.generation,
+                first.rank,
+                first.memory_mb,
+                self._clock(),
+                function=first.function,
+            )
+            self._add(first)
+        first.stream = stream
+        return first
 
 
 def _note_line(invocation: Invocation, line: str) -> None:

@@ -16,6 +16,7 @@ from smlt.control.generation_view import GenerationView
 from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
+from smlt.control.roll_call import RollCall
 from smlt.errors import CloudError, SmltError, StoreError, StoreFullError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore
@@ -27,8 +28,6 @@ _READ_S = 0.5
 _LOGS_S = 0.5
 _SETTLE_S = 3.0
 _SETTLE_POLL_S = 0.05
-_INVOKES = 32
-_BACKOFF_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +61,25 @@ class Supervisor:
         self._keys = GenerationKeys(first.job_id, first.generation)
         self._store = store
         self._cloud = cloud
-        self._function = function
+        self._log = function.name
         self._invocations = invocations
         self._feed = feed
         self._limits = limits
         self._exact = exact
         self._clock = clock
         self._view = GenerationView(clock)
+        self._roll_call = RollCall(
+            first,
+            world_size,
+            self._view,
+            cloud=cloud,
+            function=function,
+            invocations=invocations,
+            feed=feed,
+            limits=limits,
+            clock=clock,
+        )
         self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
-        self._news = asyncio.Event()
         self._roster_fixed = 0.0
         self._marked = False
         self._wanted = StepFlag(0)
@@ -116,7 +125,7 @@ class Supervisor:
             try:
                 while not self._view.is_over and not reading.done() and not self._is_overdue():
                     await self._look_at_leases()
-                    await self._news_within(_READ_S)
+                    await self._view.news_within(_READ_S)
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
@@ -143,7 +152,6 @@ class Supervisor:
             fields={"event": b"abort", "failure": packed},
         )
         self._view.abort(Failure.from_dict(msgpack.unpackb(stands)))
-        self._news.set()
 
     @property
     def _first_lease_due(self) -> float:
@@ -164,34 +172,33 @@ class Supervisor:
         return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
 
     async def _settle(self, limit_s: float) -> None:
-        """Wait until Lambda has reported the end of every invocation.
+        """Wait until Lambda has reported the end of every invocation that it has begun.
 
         The bill is then complete, and the environments are free, and warm, for the next
-        generation.
+        generation. An event that was lost never ends.
         """
         give_up = self._clock() + limit_s
         while self._clock() < give_up:
             await self._read_logs()
             sent = self._invocations.of(self._first.generation)
-            if all(invocation.ended for invocation in sent):
-                return
+            if all(invocation.ended or self._is_lost(invocation) for invocation in sent):
+                break
             await asyncio.sleep(_SETTLE_POLL_S)
-        self._invocations.presume_ended(self._first.generation)
+        self._invocations.presume_ended(self._first.generation, self._is_lost)
+
+    def _is_lost(self, invocation: Invocation) -> bool:
+        """Whether an event was never delivered, as far as anybody can tell."""
+        return not invocation.started and not self._view.is_rank(invocation)
 
     async def _start(self) -> None:
         """Invoke all ranks, wait for their claims, and fix the roster once."""
         await self._store.renew(self._keys.client, b"", ttl_s=self._limits.client_lease_s)
-        gate = asyncio.Semaphore(_INVOKES)
-        give_up = self._clock() + self._limits.start_s
-        async with asyncio.TaskGroup() as group:
-            for rank in range(self._world_size):
-                group.create_task(self._invoke(rank, gate, give_up))
-        while len(self._view.claimed) < self._world_size and not self._view.failure:
-            if self._clock() > give_up or not await self._news_within(give_up - self._clock()):
-                break
+        failure = await self._roll_call.hold()
+        if failure is not None:
+            await self.abort(failure)
         if self._view.failure:
             return
-        claimed = sorted(self._view.claimed)
+        claimed = sorted(self._view.claims)
         if 2 * len(claimed) < self._world_size:
             await self.abort(
                 Failure(
@@ -215,33 +222,10 @@ class Supervisor:
         )
         self._feed.event("roster", generation=self._first.generation, ranks=claimed)
 
-    async def _invoke(self, rank: int, gate: asyncio.Semaphore, give_up: float) -> None:
-        payload = {**self._first.to_dict(), "rank": rank}
-        function = self._function
-        delay = _BACKOFF_S
-        async with gate:
-            while True:
-                try:
-                    request_id = await self._cloud.invoke(function.name, function.version, payload)
-                except CloudError as error:
-                    # Throttled, or the service has a moment: an event that was refused was not
-                    # delivered, and one delivered twice is sorted out by the claim.
-                    if self._clock() + delay > give_up:
-                        await self.abort(Failure(kind="start", message=str(error), rank=rank))
-                        return
-                    self._feed.notice(str(error))
-                    await asyncio.sleep(delay)
-                    delay *= 2
-                else:
-                    break
-        self._invocations.sent(
-            request_id, self._first.generation, rank, function.memory_mb, function.name
-        )
-
     async def _until_over(self) -> None:
         """Wait until every rank has left or is lost, or the limit for saving has passed."""
         while not self._view.is_over and not self._is_overdue():
-            await self._news_within(_READ_S)
+            await self._view.news_within(_READ_S)
 
     def _is_overdue(self) -> bool:
         """Whether the ranks have had their time to leave."""
@@ -252,21 +236,12 @@ class Supervisor:
             limit_s = limits.save_s + (limits.ending_s if self._view.is_saving else 0.0)
         return since is not None and self._clock() > since + limit_s
 
-    async def _news_within(self, limit_s: float) -> bool:
-        try:
-            async with asyncio.timeout(max(limit_s, 0)):
-                await self._news.wait()
-        except TimeoutError:
-            return False
-        self._news.clear()
-        return True
-
     async def _read(self) -> None:
         while True:
             for notice in await self._store.read(self._after, wait_s=_READ_S):
                 self._after[notice.stream] = notice.id
                 self._take(notice)
-            self._news.set()
+            self._view.notify()
 
     def _take(self, notice: Notice) -> None:
         if notice.stream == self._keys.reports:
@@ -299,8 +274,7 @@ class Supervisor:
                 await self._lose(number, f"rank {number} has not been heard of for {limit}")
 
     async def _lose(self, number: int, why: str, kind: str = "lost") -> None:
-        self._view.ranks[number].lost = True
-        self._news.set()
+        self._view.lose(number)
         if self._view.ending_since is None:
             await self.abort(Failure(kind=kind, message=why, rank=number))
 
@@ -314,9 +288,8 @@ class Supervisor:
             await asyncio.sleep(_LOGS_S)
 
     async def _read_logs(self) -> None:
-        name, since = self._function.name, self._invocations.since_ms()
         try:
-            events = await self._cloud.log_events(name, since)
+            events = await self._cloud.log_events(self._log, self._invocations.since_ms())
         except CloudError as error:
             # The log only tells sooner what the leases tell for certain.
             logger.info("%s", error)
@@ -327,17 +300,16 @@ class Supervisor:
         # A second delivery of one event ends well, and at once: that tells nothing.
         if not invocation.error_type:
             return
-        number = invocation.rank
+        number, kind = invocation.rank, "memory" if invocation.out_of_memory else "lost"
         rank = self._view.ranks.get(number)
-        if not self._view.ranks:
-            if number not in self._view.claimed and self._view.failure is None:
-                kind = "memory" if invocation.out_of_memory else "start"
-                why = invocation.obituary
-                await self.abort(Failure(kind=kind, message=why, rank=number))
+        if not self._view.is_rank(invocation):
+            if number not in self._view.claims and not self._view.ranks:
+                self._roll_call.died(invocation)
+        elif not self._view.ranks:
+            await self.abort(Failure(kind=kind, message=invocation.obituary, rank=number))
         elif rank is not None and not rank.gone:
             # Its notice of leaving may still be on the way: one more look before it is given up.
             if rank.suspected:
-                kind = "memory" if invocation.out_of_memory else "lost"
                 await self._lose(number, invocation.obituary, kind)
             rank.suspected = True
 

@@ -69,7 +69,7 @@ class EventQueue:
             self._begin(self._deliver(function, invocation, settings, delay_s))
         if fate.kill_idle and self._fleet.kill_idle(function.name):
             logger.info("chaos: an idle environment of %s was killed", function.name)
-        if fate.kill_after_s is not None:
+        if fate.kill_after_s is not None and fate.deliveries:
             moment_s = fate.deliveries[0] + fate.kill_after_s
             self._begin(self._kill(invocation.request_id, moment_s))
         if self._hostility is not None:

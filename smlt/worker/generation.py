@@ -62,6 +62,7 @@ class Generation:
         limits: Limits,
         *,
         request_id: str,
+        log_stream: str = "",
         deadline: float,
         on_abort: Callable[[Failure], None],
         clock: Callable[[], float] = time.monotonic,
@@ -92,6 +93,8 @@ class Generation:
         self._on_abort = on_abort
         # Two deliveries of one event carry one request id; the nonce tells them apart.
         self._claim = f"{request_id}/{nonce()}".encode()
+        # What the client reads in the log of this invocation is told of this rank.
+        self._invocation = {"request": request_id.encode(), "stream": log_stream.encode()}
         self._stop = StepFlag(0)
         self._client_seen = clock()
 
@@ -118,7 +121,7 @@ class Generation:
             guard=self.keys.marker,
             ttl_s=self.ttl_s,
             stream=self.keys.control,
-            fields={"event": b"claimed", "rank": b"%d" % self.task.rank},
+            fields={"event": b"claimed", "rank": b"%d" % self.task.rank, **self._invocation},
         )
         if stands != self._claim:
             return None  # another delivery of the same event came first
@@ -126,8 +129,11 @@ class Generation:
         after = {self.keys.control: "0-0"}
         give_up = self.clock() + self.limits.start_s + self.limits.lease_s
         while self.clock() < give_up:
-            packed, abort = await self.store.values([self.keys.roster, self.keys.abort])
-            if abort is not None:
+            marker, packed, abort = await self.store.values(
+                [self.keys.marker, self.keys.roster, self.keys.abort]
+            )
+            # No roster will come into a store that has lost the generation.
+            if abort is not None or marker is None:
                 return None
             if packed is not None:
                 return self._take_place(Roster.unpack(packed))

@@ -49,6 +49,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
             open_store=open_parameter_store,
             watchdog=watchdog,
             memory=_memory,
+            log_stream=str(context.log_stream_name),
         )
         task = WorkerTask.from_dict(event)
 

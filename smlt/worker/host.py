@@ -29,6 +29,8 @@ class Host:
     open_store: Callable[..., ParameterStore]
     watchdog: Watchdog
     memory: WarmMemory
+    log_stream: str = ""
+    """Where what its invocations print can be read; empty where there is no such place."""
     clock: Callable[[], float] = time.monotonic
     nonce: Callable[[], str] = secrets.token_hex
     """A word that no other invocation has."""

@@ -71,6 +71,7 @@ class Invocation:
                 store,
                 limits,
                 request_id=self._request_id,
+                log_stream=self._host.log_stream,
                 deadline=self._deadline,
                 on_abort=self._on_abort,
                 clock=self._host.clock,

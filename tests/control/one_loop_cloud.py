@@ -24,6 +24,7 @@ class OneLoopCloud:
         self._code_root = code_root
         self._cache_dir = cache_dir
         self._ids = itertools.count()
+        self._environments = itertools.count()
         self._free = []
         self.running = {}
         self.invoked = []
@@ -35,6 +36,10 @@ class OneLoopCloud:
         self.twice = False
         self.undelivered = set()
         """Ranks whose events are lost."""
+        self.doomed = []
+        """Ranks whose next invocation dies before it has said a word; as often as they are here."""
+        self.second_dies = False
+        """The second delivery of an event that is delivered twice dies."""
         self.made = []
         self.refuses_functions = False
 
@@ -51,12 +56,14 @@ class OneLoopCloud:
         request_id = f"request-{next(self._ids)}"
         self.invoked.append((payload["generation"], payload["rank"]))
         if payload["rank"] not in self.undelivered:
-            for _ in range(1 + self.twice):
-                self._start(request_id, payload)
+            for again in range(1 + self.twice):
+                self._start(request_id, payload, again)
         return request_id
 
-    def _start(self, request_id, payload):
-        memory = self._free.pop() if self._free else WarmMemory()
+    def _start(self, request_id, payload, again=False):
+        fresh = WarmMemory(), f"stream-{next(self._environments)}"
+        memory, stream = self._free.pop() if self._free else fresh
+        self._log(stream, f"START RequestId: {request_id} Version: 1")
         host = Host(
             code_root=self._code_root,
             cache_dir=self._cache_dir,
@@ -64,6 +71,7 @@ class OneLoopCloud:
             open_store=open_parameter_store,
             watchdog=Watchdog(time.monotonic() + 1e6),
             memory=memory,
+            log_stream=stream,
         )
         invocation = Invocation(
             WorkerTask.from_dict(payload),
@@ -74,14 +82,19 @@ class OneLoopCloud:
         )
         task = asyncio.create_task(invocation.run())
         self.running[task] = payload["rank"]
-        task.add_done_callback(lambda task: self._ended(request_id, task, memory))
+        task.add_done_callback(lambda task: self._ended(request_id, task, memory, stream))
+        if payload["rank"] in self.doomed:
+            self.doomed.remove(payload["rank"])
+            task.cancel()
+        elif again and self.second_dies:
+            task.cancel()
 
     async def _compute(self, work, *args):
         await asyncio.sleep(0)
         self.computed += 1
         return work(*args)
 
-    def _ended(self, request_id, task, memory):
+    def _ended(self, request_id, task, memory, stream):
         self.running.pop(task)
         status = ""
         if task.cancelled():
@@ -89,16 +102,16 @@ class OneLoopCloud:
         elif task.exception() is not None:
             raise task.exception()
         else:
-            self._free.append(memory)
+            self._free.append((memory, stream))
             self.results.append(task.result())
-        self.events += [
-            LogEvent(request_id, int(time.time() * 1000), line)
-            for line in (
-                f"START RequestId: {request_id} Version: 1",
-                f"REPORT RequestId: {request_id}\tBilled Duration: 10 ms\tMemory Size: 128 MB\t"
-                f"Max Memory Used: 50 MB{status}",
-            )
-        ]
+        self._log(
+            stream,
+            f"REPORT RequestId: {request_id}\tBilled Duration: 10 ms\tMemory Size: 128 MB\t"
+            f"Max Memory Used: 50 MB{status}",
+        )
+
+    def _log(self, stream, line):
+        self.events.append(LogEvent(stream, int(time.time() * 1000), line))
 
     def kill(self, rank):
         """Kill a rank if it runs; it gets no word out."""

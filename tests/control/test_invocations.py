@@ -60,6 +60,30 @@ def test_lines_read_twice_are_written_once_and_equal_lines_as_often_as_printed(
     assert (tmp_path / "rank-0.log").read_text().count("tick") == 2
 
 
+def test_event_delivered_twice_is_two_invocations_of_which_either_may_die(invocations, clock):
+    invocations.sent("a", 1, 0, 128)
+    start, died = "START RequestId: a Version: 1", "Status: error\tError Type: Runtime.ExitError"
+    invocations.take(lines("s1", start) + lines("s2", start, report("a", billed=1000, extra=died)))
+    first, second = invocations.of(1)
+    assert (first.stream, first.ended, first.error_type) == ("s1", False, "")
+    assert (second.stream, second.ended) == ("s2", True)
+    assert second.error_type == "Runtime.ExitError"
+    # One second of what died, and three so far of what runs: of an eighth of a GB.
+    clock.now += 3.0
+    assert invocations.bill()[0] == pytest.approx(0.5)
+    # Once more in the environment where the first has ended.
+    invocations.take(lines("s1", report("a"), start, report("a", billed=500), at=3000))
+    assert [i.billed_ms for i in invocations.of(1)] == [2000, 1000, 500]
+    assert invocations.bill()[0] == pytest.approx(3.5 / 8)
+
+
+def test_event_that_was_lost_has_not_started(invocations):
+    invocations.sent("a", 1, 0, 128)
+    invocations.sent("b", 1, 1, 128)
+    invocations.take(lines("s", "START RequestId: b Version: 1"))
+    assert [i.started for i in invocations.of(1)] == [False, True]
+
+
 def test_bill_adds_what_ended_to_what_still_runs(invocations, clock):
     invocations.sent("a", 1, 0, 128)
     invocations.sent("b", 1, 1, 128)

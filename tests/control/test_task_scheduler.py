@@ -290,6 +290,87 @@ def test_generation_goes_on_without_a_rank_that_never_starts(town):
     np.testing.assert_allclose(weights, in_one_process(), rtol=2e-5, atol=2e-6)
 
 
+def test_rank_whose_event_was_lost_is_sent_for_again(town, undisturbed):
+    async def scenario():
+        job = town(limits=replace(QUICK, start_s=6.0))
+        job.cloud.undelivered = {1}
+
+        async def relent(_):
+            await job.until(lambda: len(job.cloud.invoked) == 3)
+            job.cloud.undelivered = set()
+
+        outcome = await job.run(relent)
+        return outcome, await job.weights(), job
+
+    outcome, weights, job = asyncio.run(scenario())
+    assert outcome.generations == 1
+    assert weights == undisturbed
+    assert sorted(job.cloud.invoked) == [(1, 0), (1, 1), (1, 1), (1, 2)]
+    [again] = job.events("called again")
+    assert (again["rank"], again["calls"]) == (1, 2)
+    # What was lost was never begun, and is not waited for at the end.
+    assert not any(result["status"] == "not needed" for result in job.cloud.results)
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_rank_that_dies_before_it_claims_is_sent_for_again_but_not_for_ever(
+    town, undisturbed, deaths
+):
+    async def scenario():
+        job = town()
+        job.cloud.doomed = [1] * deaths
+        outcome = await job.run()
+        return outcome, await job.weights(), job
+
+    outcome, weights, job = asyncio.run(scenario())
+    assert weights == undisturbed
+    calls = [call for call in job.cloud.invoked if call == (1, 1)]
+    assert len(calls) == 3
+    if deaths == 2:
+        assert outcome.generations == 1
+    else:
+        [abort] = job.events("abort")
+        assert (abort["kind"], abort["rank"]) == ("start", 1)
+        assert "Runtime.ExitError" in abort["message"]
+        assert outcome.generations == 2
+
+
+def test_death_of_a_second_delivery_is_not_the_ranks(town, undisturbed):
+    async def scenario():
+        job = town()
+        job.cloud.twice = job.cloud.second_dies = True
+        outcome = await job.run()
+        return outcome, await job.weights()
+
+    outcome, weights = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 1)
+    assert weights == undisturbed
+
+
+def test_store_that_is_lost_before_the_roster_is_not_waited_for(town, undisturbed):
+    async def scenario():
+        # A rank waits for its roster for as long as a start may take, which is beyond our limit.
+        job = town(limits=replace(QUICK, start_s=100))
+        job.cloud.undelivered = {1}
+
+        async def flush(_):
+            claims = "smlt:{{drift:1}}:claim:{}"
+            names = [claims.format(rank) for rank in (0, 2)]
+            await job.until(lambda: all(name in job.store._contents.values for name in names))
+            job.cloud.undelivered = set()
+            kept = dict(job.objects._contents.objects)
+            forget(job.name)
+            job.objects._contents.objects.update(kept)
+
+        outcome = await job.run(flush)
+        return outcome, await job.weights(), job.cloud.results
+
+    outcome, weights, results = asyncio.run(scenario())
+    assert outcome.generations == 2
+    assert weights == undisturbed
+    assert [result["status"] for result in results[:2]] == ["not needed"] * 2
+
+
 def test_events_delivered_twice_change_nothing(town, undisturbed):
     async def scenario():
         job = town()
