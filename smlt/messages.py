@@ -31,6 +31,7 @@ class StepFlag(enum.IntFlag):
     DEADLINE = 64  # stop
     GROWTH = 128  # stop: the model changes before the next step
     CHECKPOINT = 256  # go on, and save a checkpoint meanwhile
+    STRAGGLER = 512  # stop: a slow rank is to go on in another environment
 
     @property
     def stops(self) -> StepFlag:
@@ -283,6 +284,11 @@ class PhaseRecord(_Plain):
     """Seconds by phase. They overlap, so that their sum may be more than the step's."""
     spans: list[tuple[str, int, int, float, float]] = field(default_factory=list)
     """Phase, shard, other rank, begin and end; of a job that is traced."""
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which anything went on at the rank; the rest it waited for others."""
+        return self.seconds - self.phases.get("wait", 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,7 @@ def test_without_a_target_it_says_how_to_give_one(tmp_path):
         ({"workers": "100"}, ["--batch-size (by default) is 64", "128"]),
         ({"determinism": "total"}, ["--determinism is 'total'", "exact or fast"]),
         ({"keep_checkpoints": "0"}, ["--keep-checkpoints is 0", "at least 1"]),
+        ({"checkpoint_every": "0s"}, ["--checkpoint-every is 0", "more than 0"]),
         ({"virtual_workers": "12"}, ["--virtual-workers is 12", "power of two"]),
         ({"virtual_workers": "2"}, ["--virtual-workers is 2", "at least 4"]),
         ({"memory_mb": "127"}, ["--memory-mb is 127", "128 to 10,240 MB"]),

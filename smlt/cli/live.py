@@ -192,6 +192,7 @@ def render(progress: Progress) -> RenderableType:
         ("cost", f"{cost(progress)} · {progress.billed_gb_s:,.1f} GB-s · {size(progress)}", ""),
         ("plan", progress.plan, ""),
         ("ranks", ranks(progress.ranks), ""),
+        ("slow", shorten(progress.slow, STALL_WIDTH, placeholder=" …"), "yellow"),
         ("stalled", shorten(progress.stalled, STALL_WIDTH, placeholder=" …"), "yellow"),
     ]
     grid = Table.grid(padding=(0, 2))

@@ -40,6 +40,7 @@ _OPTIONS: dict[str, str | tuple[str, str]] = {
     "objects": ("URL", "s3://bucket/prefix; by default the run directory."),
     "s3_endpoint": ("URL", "An S3-compatible service [AWS]."),
     "determinism": ("exact|fast", "Same bits for any number of workers, or a fixed one [fast]."),
+    "checkpoint_every": ("TIME", "How often the state is saved meanwhile [1m]."),
     "keep_checkpoints": ("N", "How many of the newest stay [3]."),
     "parameters": ("URL", "A running Valkey; by default one is started."),
     "link_mbps": ("MB", "Pace a worker's link to it; Lambda's has about 70 MB/s."),

@@ -113,8 +113,9 @@ class TrainConfig(TrainSettings):
             raise self._refuse("link_mbps", "--inline has no link that could be slow.")
         if self.chaos is not None and self.inline:
             raise self._refuse("chaos", "--inline has no Lambda service that could misbehave.")
-        if self.orphan_timeout <= 0:
-            raise self._refuse("orphan_timeout", "give a time of more than 0.")
+        for name in ("orphan_timeout", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise self._refuse(name, "give a time of more than 0.")
         shortest, longest = FUNCTION_S
         if not shortest <= self.function_timeout <= longest:
             raise self._refuse("function_timeout", f"give {shortest:g} to {longest:g} seconds.")

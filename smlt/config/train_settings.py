@@ -13,6 +13,7 @@ from smlt.config.values import Duration
 
 DEFAULT_RUN_DIR = Path(".smlt")
 _ORPHAN_TIMEOUT = Duration(5)
+_CHECKPOINT_EVERY = Duration(60)
 _MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
 
 
@@ -85,6 +86,8 @@ class TrainSettings:
     determinism: str = "fast"
     """``exact``: the same bits for any number of workers; ``fast``: for a fixed one."""
     keep_checkpoints: int = 3
+    checkpoint_every: Duration = _CHECKPOINT_EVERY
+    """Seconds between checkpoints in the background, which count only when no worker survives."""
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Where each value came from, in words, for messages about it."""
 

@@ -58,6 +58,8 @@ class Invocation:
     """Lambda has reported its end."""
     ended_ms: float = math.inf
     """When, by Lambda's clock."""
+    lost: bool = False
+    """Its event was never delivered, it seems; no end is waited for."""
     presumed_ms: float | None = None
     """What it is billed as long as no report of its end has come."""
     billed_ms: int = 0
@@ -148,7 +150,7 @@ class Invocations:
     def unreported(self) -> set[str]:
         """The functions of which Lambda has not reported the end of every one that it began."""
         every = (one for deliveries in self._by_id.values() for one in deliveries)
-        return {one.function for one in every if not one.ended and one.presumed_ms != 0.0}
+        return {one.function for one in every if not one.ended and not one.lost}
 
     @property
     def late_since_ms(self) -> int:
@@ -173,7 +175,8 @@ class Invocations:
         now = self._clock()
         for one in self.of(generation):
             if not one.ended and one.presumed_ms is None:
-                one.presumed_ms = 0.0 if lost(one) else 1000 * max(0.0, now - one.sent)
+                one.lost = lost(one)
+                one.presumed_ms = 0.0 if one.lost else 1000 * max(0.0, now - one.sent)
                 self._bill.end(one.memory_mb, one.sent, one.presumed_ms)
 
     def take(self, events: list[LogEvent]) -> None:

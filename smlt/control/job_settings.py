@@ -52,6 +52,7 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
         "determinism": config.determinism,
         "threads": threads_of(config.memory_mb) if config.determinism == EXACT else None,
         "keep_checkpoints": config.keep_checkpoints,
+        "checkpoint_s": float(config.checkpoint_every),
         "trace": config.trace,
         "limits": _limits(config),
     }

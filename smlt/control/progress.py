@@ -39,6 +39,8 @@ class Progress:
     """Why it runs on so many workers of that size, or what is tried next."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, summed over the steps; the mean of the ranks. They overlap."""
+    slow: str = ""
+    """Which ranks the others wait for in step after step, and how slow they are."""
     stalled: str = ""
     """What is being waited for when no step has ended for a while, naming rank and shard."""
     notices: list[str] = field(default_factory=list)

@@ -36,6 +36,7 @@ class ProgressFeed:
         self.on_step: Callable[[StepRecord], None] | None = None
         self.on_work: Callable[[WorkerReport], None] | None = None
         """Told, with every generation, how much there is to do, and of what model."""
+        self.on_phases: Callable[[int, PhaseRecord], None] | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -92,6 +93,8 @@ class ProgressFeed:
         self._steps_by_rank[rank] += 1
         share = max(self._steps_by_rank.values()) / self._steps_by_rank.total()
         self.progress.phases = {name: share * total for name, total in self._phases.items()}
+        if self.on_phases is not None:
+            self.on_phases(rank, record)
 
     def _rate(self) -> None:
         """Take the rates from the steps' own times: records arrive in batches."""

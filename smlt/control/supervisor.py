@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -83,6 +83,12 @@ class Supervisor:
         self._roster_fixed = 0.0
         self._marked = False
         self._wanted = StepFlag(0)
+        self._retired: set[int] = set()
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks take part."""
+        return len(self._view.ranks)
 
     async def run(self) -> Ended:
         """Start the generation and follow it to its end."""
@@ -136,6 +142,14 @@ class Supervisor:
         if self._marked:
             await self._announce_stop()
 
+    async def replace(self, ranks: Iterable[int]) -> None:
+        """Have all ranks leave, and end the environments of these: they are not to serve again."""
+        for rank in ranks:
+            self._retired.add(rank)
+            fields = {"event": b"retire", "rank": b"%d" % rank}
+            await self._store.announce(self._keys.control, fields, guard=self._keys.marker)
+        await self.stop(StepFlag.STRAGGLER)
+
     async def _announce_stop(self) -> None:
         fields = {"event": b"stop", "reason": b"%d" % self._wanted}
         await self._store.announce(self._keys.control, fields, guard=self._keys.marker)
@@ -175,13 +189,15 @@ class Supervisor:
         """Wait until Lambda has reported the end of every invocation that it has begun.
 
         The bill is then complete, and the environments are free, and warm, for the next
-        generation. An event that was lost never ends.
+        generation. An event that was lost never ends, and a rank that is replaced stays until
+        then.
         """
         give_up = self._clock() + limit_s
         while self._clock() < give_up:
             await self._read_logs()
             sent = self._invocations.of(self._first.generation)
-            if all(invocation.ended or self._is_lost(invocation) for invocation in sent):
+            there = (i for i in sent if i.rank not in self._retired)
+            if all(invocation.ended or self._is_lost(invocation) for invocation in there):
                 break
             await asyncio.sleep(_SETTLE_POLL_S)
         self._invocations.presume_ended(self._first.generation, self._is_lost)

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from smlt.control.functions import Function, Functions
@@ -17,33 +16,29 @@ from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
+from smlt.control.retries import Retries
+from smlt.control.stragglers import Stragglers
 from smlt.control.supervisor import Ended, Supervisor, power_of_two
 from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
-from smlt.messages import EXACT, Failure, Position, ResourcePlan, StepFlag, WorkerTask
+from smlt.messages import EXACT, Failure, PhaseRecord, Position, ResourcePlan, StepFlag, WorkerTask
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
     from smlt.control.resource_manager import Decision, ResourceManager
 
 logger = logging.getLogger(__name__)
 
-# The same failure so often, with no step of progress between, ends the job.
-_SAME_FAILURE = 3
-# So many generations in a row that get no step further end it, whatever their failures.
-_BARREN = 10
-# These come again for certain: another try would only cost.
-_FATAL = {"numbers", "diverged", "memory", "space", "user", "unreachable"}
 # A store that is gone is not waited for.
 _TIDY_S = 2.0
-_BACKOFF_S = 0.5
-_BACKOFF_LIMIT_S = 30.0
 # Renewals in the time after which the lease on the job is free.
 _BEATS = 4
 # So often the resource manager is asked.
 _MANAGE_S = 0.1
+# So often slow ranks are looked for.
+_LOOK_S = 1.0
 AT_ONCE = "stopped at once, on request"
 """What is said of a job that did not wait for the end of its step."""
 
@@ -98,9 +93,8 @@ class TaskScheduler:
         self._run_out = ""
         """Why the job ends before it is done: its budget or its deadline, in words."""
         self._stopping = asyncio.Event()
-        self._failures: Counter[tuple[object, ...]] = Counter()
-        self._barren = 0
-        self._reached: Position | None = None
+        self._retries = Retries()
+        self._stragglers = Stragglers(clock)
 
     async def run(self) -> Outcome:
         """Run generation after generation; the job's durable state says how it ended.
@@ -109,7 +103,7 @@ class TaskScheduler:
             JobHeldError: another client has taken over; nothing was changed since.
         """
         self._running = asyncio.create_task(self._generations())
-        beside = [asyncio.create_task(self._hold())]
+        beside = [asyncio.create_task(task) for task in (self._hold(), self._watch_stragglers())]
         if self._manager is not None:
             beside.append(asyncio.create_task(self._manage(self._manager)))
         try:
@@ -188,6 +182,33 @@ class TaskScheduler:
                         await self._supervisor.abort(failure)
                     else:
                         await self._supervisor.stop(decision.stop)
+
+    async def _watch_stragglers(self) -> None:
+        """Name the ranks that all others wait for, and have them replaced if that pays."""
+        stragglers, progress = self._stragglers, self._feed.progress
+        self._feed.on_phases = self._take_phases
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            found = stragglers.found()
+            progress.slow = "; ".join(map(str, found))
+            for one in found:
+                if stragglers.is_news(one):
+                    self._feed.notice(f"{one}, and the others wait for it")
+                    self._feed.event("straggler", **asdict(one))
+            if self._supervisor is None or self._stopping.is_set() or self._run_out:
+                continue
+            left = (progress.total_steps or 2 * progress.step) - progress.step
+            replaced = [one.rank for one in stragglers.worth_replacing(left)]
+            if replaced:
+                stragglers.replaced(replaced)
+                self._feed.event("replace", ranks=replaced)
+                with contextlib.suppress(StoreError):
+                    await self._supervisor.replace(replaced)
+
+    def _take_phases(self, rank: int, record: PhaseRecord) -> None:
+        if self._supervisor is not None:
+            world_size = self._supervisor.world_size
+            self._stragglers.take(rank, record.step, record.busy_s, world_size)
 
     def give_up(self, failure: Failure) -> None:
         """End the job at once, as failed: what it runs on is gone for good."""
@@ -326,6 +347,7 @@ class TaskScheduler:
             # It came while this generation was being drawn.
             await self._supervisor.stop(StepFlag.PLAN)
         progress.state = "running"
+        self._stragglers.begin()
         ended = await self._supervisor.run()
         self._supervisor = None
         if self._manager is not None:
@@ -390,25 +412,16 @@ class TaskScheduler:
                 self._wanted_plan = plan
                 self._feed.notice(f"{failure.message}; going back to {plan.workers} workers")
                 return None
-        if failure.kind in _FATAL:
-            return outcome("failed", failure.message)
-        self._barren = self._barren + 1 if newest == self._reached else 1
-        self._reached = newest
-        if self._barren > _BARREN:
-            return outcome("failed", f"{failure.message} ({_BARREN} generations without a step)")
-        signature = (*failure.signature, newest)
-        self._failures[signature] += 1
-        if self._failures[signature] >= _SAME_FAILURE:
-            return outcome("failed", f"{failure.message} ({_SAME_FAILURE} times)")
+        why = self._retries.end(failure, newest)
+        if why:
+            return outcome("failed", why)
         self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
         return None
 
     async def _back_off(self, ended: Ended) -> None:
         if ended.failure is not None:
-            tries = max(self._failures.values(), default=1)
-            delay = min(_BACKOFF_S * 2 ** (tries - 1), _BACKOFF_LIMIT_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
+                async with asyncio.timeout(self._retries.delay_s):
                     await self._stopping.wait()
 
     async def _in_words(self, position: Position | None) -> str:

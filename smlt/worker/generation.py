@@ -85,6 +85,8 @@ class Generation:
         self.has_gained = False
         """Whether this rank holds a newer state than the generation began with."""
         self.aborted: Failure | None = None
+        self.retired = False
+        """Whether this rank's environment is not to serve the job again: it is too slow."""
         self.waits_for = ""
         """What this rank waits for that no other rank has to give, in words."""
         self.digests: dict[int, dict[str, int]] = {}
@@ -228,6 +230,19 @@ class Generation:
         await self._announce("left", reasons=b"%d" % reasons)
         await self.say("left")
 
+    async def outstay(self) -> None:
+        """Wait until the next generation has its ranks, so that none of them comes to run here.
+
+        As long as an invocation runs, Lambda sends its environment no other.
+        """
+        succeeding = GenerationKeys(self.task.job_id, self.task.generation + 1)
+        give_up = min(self.clock() + self.limits.start_s, self.deadline - self.limits.lease_s)
+        with contextlib.suppress(StoreError):
+            while self.clock() < give_up:
+                if (await self.store.values([succeeding.roster]))[0] is not None:
+                    return
+                await asyncio.sleep(_POLL_S)
+
     def _check_store(self) -> None:
         """Do not wait out the store's time limit again and again once it has failed."""
         if self.store_is_lost:
@@ -263,6 +278,8 @@ class Generation:
         event = fields["event"]
         if event == b"stop":
             self._stop |= StepFlag(int(fields["reason"]))
+        elif event == b"retire":
+            self.retired |= int(fields["rank"]) == self.task.rank
         elif event == b"standing":
             self.standings[int(fields["rank"])] = int(fields["step"])
         elif event == b"digests":

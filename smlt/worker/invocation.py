@@ -84,7 +84,11 @@ class Invocation:
             forwarded = NoticeForwarder(generation) if first else contextlib.nullcontext()
             async with _beside(generation):
                 with forwarded:
-                    return await self._take_part(generation, roster, job)
+                    result = await self._take_part(generation, roster, job)
+            if generation.retired:
+                await generation.outstay()
+                result["retired"] = True
+            return result
 
     def _on_abort(self, failure: Failure) -> None:
         assert self._generation is not None

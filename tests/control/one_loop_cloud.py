@@ -7,6 +7,7 @@ cancelling its task, after which it says nothing more, as a process that was kil
 import asyncio
 import itertools
 import time
+from functools import partial
 
 from smlt.control.lambda_client import LogEvent
 from smlt.errors import CloudError
@@ -40,6 +41,8 @@ class OneLoopCloud:
         """Ranks whose next invocation dies before it has said a word; as often as they are here."""
         self.second_dies = False
         """The second delivery of an event that is delivered twice dies."""
+        self.slow = {}
+        """By log stream, and so by environment: seconds that every piece of work takes there."""
         self.made = []
         self.refuses_functions = False
 
@@ -61,13 +64,14 @@ class OneLoopCloud:
         return request_id
 
     def _start(self, request_id, payload, again=False):
-        fresh = WarmMemory(), f"stream-{next(self._environments)}"
-        memory, stream = self._free.pop() if self._free else fresh
+        if not self._free:
+            self._free.append((WarmMemory(), f"stream-{next(self._environments)}"))
+        memory, stream = self._free.pop()
         self._log(stream, f"START RequestId: {request_id} Version: 1")
         host = Host(
             code_root=self._code_root,
             cache_dir=self._cache_dir,
-            compute=self._compute,
+            compute=partial(self._compute, stream),
             open_store=open_parameter_store,
             watchdog=Watchdog(time.monotonic() + 1e6),
             memory=memory,
@@ -89,8 +93,8 @@ class OneLoopCloud:
         elif again and self.second_dies:
             task.cancel()
 
-    async def _compute(self, work, *args):
-        await asyncio.sleep(0)
+    async def _compute(self, stream, work, *args):
+        await asyncio.sleep(self.slow.get(stream, 0))
         self.computed += 1
         return work(*args)
 
@@ -102,8 +106,11 @@ class OneLoopCloud:
         elif task.exception() is not None:
             raise task.exception()
         else:
-            self._free.append((memory, stream))
             self.results.append(task.result())
+            if task.result().get("retired"):
+                status = "\tStatus: error\tError Type: Runtime.ExitError"
+            else:
+                self._free.append((memory, stream))
         self._log(
             stream,
             f"REPORT RequestId: {request_id}\tBilled Duration: 10 ms\tMemory Size: 128 MB\t"

@@ -12,6 +12,7 @@ import pytest
 from smlt.control.cost_model import StepCost
 from smlt.control.prices import read_prices
 from smlt.control.resource_manager import Decision, ResourceManager
+from smlt.control.stragglers import MULTIPLE
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory import forget
@@ -471,6 +472,28 @@ def test_later_generations_find_their_state_in_warm_memory(town, undisturbed):
     outcome, loads = asyncio.run(scenario())
     assert outcome.generations == 2
     assert loads == 1
+
+
+def test_slow_environment_is_named_and_replaced(town, undisturbed):
+    async def scenario():
+        job = town()
+        # A piece of work takes a tenth of a second more there: two in each step.
+        job.cloud.slow = {"stream-1": 0.1}
+        outcome = await job.run()
+        return outcome, await job.weights(), job
+
+    outcome, weights, job = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 2)
+    assert weights == undisturbed
+    [slow], [replaced] = job.events("straggler"), job.events("replace")
+    assert (slow["rank"], replaced["ranks"]) == (1, [1])
+    assert slow["times"] > MULTIPLE
+    assert any(text.startswith("rank 1 takes") for text in job.progress.notices)
+    assert not job.events("abort")
+    assert len(job.events("step")) == 36
+    invoked = [event.stream for event in job.cloud.events if event.message.startswith("START")]
+    assert sorted(invoked) == [f"stream-{n}" for n in (0, 0, 1, 2, 2, 3)]
+    assert sum("retired" in result for result in job.cloud.results) == 1
 
 
 def test_nothing_of_a_job_is_left_in_the_parameter_store(town):

@@ -11,9 +11,12 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 import urllib.request
+from contextlib import closing, contextmanager, suppress
 
+import boto3
 import pytest
 from jobs.harness import SMALL, TASKS, until
 
@@ -105,6 +108,51 @@ def test_zombie_changes_nothing(place, digest):
     fault.check_end(digest)
 
 
+@contextmanager
+def throttled(pid):
+    """Let a process run for a tenth of the time."""
+    done = threading.Event()
+
+    def throttle():
+        with suppress(ProcessLookupError):
+            while not done.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                done.wait(0.18)
+                os.kill(pid, signal.SIGCONT)
+                done.wait(0.02)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_worker_on_a_slow_machine_is_named_and_replaced(place):
+    options = ("--workers", "3", "--steps", "200", "--json", "--quiet")
+    calm = place.train(STEADY, *options, "--param", "pace=0").check(0).summary["weights_digest"]
+    job = place.start(STEADY, *options, "--param", "pace=0.02")
+    job.until_step(5)
+    pids = job.pids()
+    with throttled(pids[1]):
+        said = job.until(lambda: job.status()["slow"], "the name of the slow rank")
+        [replaced] = job.until(lambda: job.events("replace"), "its replacement")
+        job.until(lambda: len(job.events("roster")) == 2, "the next generation")
+        until(lambda: not os.path.exists(f"/proc/{pids[1]}"), "the end of the slow process")
+    assert said.startswith("rank 1 takes ")
+    assert replaced["ranks"] == [1]
+    ended = job.end().check(0)
+    assert ended.summary["weights_digest"] == calm
+    assert ended.summary["generations"] == 2
+    assert job.events("abort") == []
+    # The others' environments go on, and hold the state already.
+    assert len(set(pids.values()) & set(job.pids().values())) == 2
+    assert any(text.startswith("rank 1 takes ") for text in ended.summary["notices"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["Imports", "Dataset", "Loads", "Applies"])
 def test_worker_killed_in_every_phase(place, digest, phase):
@@ -132,6 +180,103 @@ def test_worker_killed_while_the_others_wait_for_its_shards(place, digest):
     assert "waits for" in said
     fault.kill(fault.gate.waiting())
     fault.check_end(digest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "shown_by"),
+    [
+        pytest.param(1, "*:8:0:1", id="after its first shard"),
+        pytest.param(1, "*:8:1:0", id="while it owns a shard of which it has a part"),
+        pytest.param(0, "*:8:0:mean", id="after its mean"),
+    ],
+)
+def test_worker_killed_in_the_midst_of_an_exchange(place, digest, victim, shown_by):
+    """Rank 1 has put all but its last shard; rank 0 has put its own, and the mean of the first."""
+    fault = Fault(place, PHASES + "FirstShard", "--aggregators", "2", waiting=1)
+    with fault.job.store() as store:
+        fault.job.until(lambda: list(store.scan_iter(shown_by)), "what shows the phase")
+        assert list(store.scan_iter("*:8:1:mean")) == []
+    pids = fault.job.until(lambda: len(fault.job.pids()) == 2 and fault.job.pids(), "the ranks")
+    assert fault.gate.waiting() == {pids[1]}
+    fault.kill([pids[victim]])
+    fault.check_end(digest)
+    [abort] = fault.job.events("abort")
+    assert (abort["kind"], abort["rank"]) == ("lost", victim)
+
+
+@pytest.mark.slow
+def test_worker_killed_in_a_checkpoint_in_the_background(place, digest):
+    fault = Fault(place, PHASES + "Checkpoints", "--checkpoint-every", "0.2s", waiting=1)
+    pids = fault.job.until(lambda: len(fault.job.pids()) == 2 and fault.job.pids(), "the ranks")
+    [there] = fault.gate.waiting()
+    fault.kill([there])
+    fault.check_end(digest)
+    [abort] = fault.job.events("abort")
+    assert (abort["kind"], pids[abort["rank"]]) == ("lost", there)
+    # The state that the survivor holds is newer than that of any checkpoint.
+    assert fault.job.events("generation")[1]["parent"]["step"] >= 8
+
+
+@pytest.mark.slow
+def test_worker_out_of_memory_ends_the_job_and_a_larger_one_resumes_it(place, digest):
+    job = place.start(PHASES + "Hungry", *OPTIONS, "--memory-mb", "256")
+    ended = job.end(90).check(1)
+    [abort] = job.events("abort")
+    assert (abort["kind"], abort["rank"]) == ("memory", 1)
+    assert "rank 1 ran out of its 256 MB of memory: try --memory-mb 512" in ended.sentence
+    # Seven steps and an evaluation are kept, by the rank that had enough.
+    assert (len(job.events("generation")), ended.summary["steps"]) == (1, 7)
+    resumed = place.start(job.folder.name, "--memory-mb", "2048", "--json", "--quiet",
+                          command="resume").end(90).check(0)  # fmt: skip
+    assert resumed.summary["weights_digest"] == digest
+    assert resumed.summary["memory_mb"] == 2048
+    assert job.events("generation")[1]["parent"]["step"] == 8
+
+
+@pytest.mark.slow
+def test_function_that_runs_out_of_time_in_the_middle_of_a_step(place, digest):
+    """All ranks are in their forward pass when Lambda's limit comes: nobody can save."""
+    fault = Fault(place, STEADY, "--function-timeout", "20s", "--checkpoint-every", "0.2s")
+    [abort] = fault.job.until(lambda: fault.job.events("abort"), "the end of the first ones")
+    assert abort["kind"] == "lost"
+    assert "the function's time limit has passed" in abort["message"]
+    fault.check_end(digest)
+    # What had been saved in the background is what it went on from.
+    assert fault.job.events("generation")[1]["parent"]["step"] > 0
+
+
+@pytest.mark.slow
+def test_worker_whose_clock_is_off_by_a_minute(place, digest):
+    fault = Fault(place, PHASES + "WrongClock", "--checkpoint-every", "0.2s", waiting=0)
+    ended = fault.check_end(digest, generations=1)
+    logs = "".join(path.read_text() for path in fault.job.folder.glob("logs/rank-*.log"))
+    assert logs.count("this clock is wrong") == 1
+    assert ended.summary["notices"] == []
+
+
+@pytest.mark.slow
+def test_events_delivered_once_more(place, digest):
+    fault = Fault(place, STEADY)
+    cloud, job_id = fault.job.cloud(), fault.job.folder.name
+    options = {"region_name": "eu-central-1", "endpoint_url": cloud["endpoint"]}
+    keys = {"aws_access_key_id": "nobody", "aws_secret_access_key": "nothing"}
+    with closing(boto3.client("lambda", **options, **keys)) as client:
+        [function] = client.list_functions()["Functions"]
+        state = json.loads((place.run / "objects" / "jobs" / job_id / "job.json").read_text())
+        event = {
+            "job_id": job_id,
+            "generation": 1,
+            "token": state["token"],
+            "objects": (place.run / "objects").as_uri(),
+            "parameters": cloud["parameters"],
+        }
+        for rank in (0, 1):
+            payload = json.dumps(event | {"rank": rank})
+            answer = client.invoke(FunctionName=function["FunctionName"], Payload=payload)
+            assert json.load(answer["Payload"]) == {"status": "not needed"}
+    assert len(fault.gate.waiting()) == 2
+    fault.check_end(digest, generations=1)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from small import LAST_RANKS, wait_at
 from steady import Steady
 
@@ -62,6 +63,27 @@ class Saves(Waits):
         return super().state()
 
 
+class Checkpoints(Waits):
+    """Waits where its state is copied for a checkpoint in the background."""
+
+    def state(self):
+        if 8 <= self.steps < 24:
+            self.wait_once()
+        return super().state()
+
+
+class FirstShard(Waits):
+    """The last rank waits when all but its last shard has been put."""
+
+    def gradients(self, samples, into, ready):
+        done = super().gradients(samples, into, ready)
+        if self.steps + 1 == self.wait_at and samples[-1][0] >= LAST_RANKS:
+            for name in into:
+                ready(name)
+            self.wait_once()
+        return done
+
+
 class LastDawdles(Steady):
     def waits(self, rows):
         return max(rows) >= LAST_RANKS
@@ -77,6 +99,33 @@ class Uneven(Steady):
     def trouble(self, step, is_last_rank):
         if is_last_rank:
             time.sleep(self.second * (4 if step % 12 == 0 else 1))
+
+
+class Hungry(Steady):
+    """Takes 640 MB at step 8, on one rank only."""
+
+    def trouble(self, step, is_last_rank):
+        if step == 8 and is_last_rank:
+            self.food = np.ones(80 << 20, np.uint8).repeat(8)
+
+
+class WrongClock(Waits):
+    """The first process that begins has a clock that is a minute ahead, or behind, by turns."""
+
+    def initialize(self, seed, total_steps):
+        super().initialize(seed, total_steps)
+        try:
+            os.close(os.open(Path(self.gate).with_name("once"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        now, now_ns = time.time, time.time_ns
+        time.time = lambda: now() + self.off_s
+        time.time_ns = lambda: now_ns() + self.off_s * 10**9
+        print("this clock is wrong")
+
+    @property
+    def off_s(self):
+        return 60 if self.steps % 2 else -60
 
 
 class FillsTmp(Steady):
