@@ -90,6 +90,8 @@ class TaskScheduler:
         self._given_up: Failure | None = None
         self._wanted_plan: ResourcePlan | None = None
         self._overtaken: JobHeldError | None = None
+        self._broken: BaseException | None = None
+        """What went wrong inside, beside the generations."""
         self._run_out = ""
         """Why the job ends before it is done: its budget or its deadline, in words."""
         self._stopping = asyncio.Event()
@@ -106,11 +108,15 @@ class TaskScheduler:
         beside = [asyncio.create_task(task) for task in (self._hold(), self._watch_stragglers())]
         if self._manager is not None:
             beside.append(asyncio.create_task(self._manage(self._manager)))
+        for task in beside:
+            task.add_done_callback(self._look_at)
         try:
             outcome = await self._running
         except asyncio.CancelledError:
             if self._overtaken is not None:
                 raise self._overtaken from None
+            if self._broken is not None:
+                raise self._broken from None
             if self._given_up is None:
                 raise
             outcome = await self._abandoned(self._given_up)
@@ -120,6 +126,13 @@ class TaskScheduler:
             await asyncio.gather(*beside, return_exceptions=True)
         await self._job.end(outcome.status, outcome.message, outcome.newest)
         return outcome
+
+    def _look_at(self, beside: asyncio.Task[None]) -> None:
+        """Do not lead the job without what keeps its lease, its budget and its deadline."""
+        if not beside.cancelled() and self._running is not None:
+            self._broken = beside.exception()
+            if self._broken is not None:
+                self._running.cancel()
 
     async def _hold(self) -> None:
         """Keep the lease on the job, and hear of stops that another process asks for."""

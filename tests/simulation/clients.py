@@ -180,6 +180,9 @@ class DrawnManager:
     def step(self, record, now) -> None:
         pass
 
+    def work(self, report) -> None:
+        pass
+
     def decide(self, standing, now):
         world = self._world
         rng = world.rng

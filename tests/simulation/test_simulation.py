@@ -11,6 +11,7 @@ import pytest
 
 from smlt.messages import ResourcePlan
 from tests.simulation import dropin
+from tests.simulation.clients import DrawnManager
 from tests.simulation.cloud import Environment
 from tests.simulation.network import Latency
 from tests.simulation.plan import Plan
@@ -141,6 +142,18 @@ def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_jo
     result = world.run()
     assert (result.status, result.violations) == ("completed", [])
     assert any("no memory left" in line for line in result.trace)
+
+
+def test_manager_that_falls_over_does_not_leave_a_budget_unguarded(monkeypatch):
+    def fall_over(self, standing, now):
+        if now > 0.7:
+            raise ZeroDivisionError("a bug in the resource manager")
+
+    monkeypatch.setattr(DrawnManager, "decide", fall_over)
+    result = World(quiet(managed=0.1, epochs=6, heir_after=None)).run()
+    assert result.status == ""
+    [violation] = result.violations
+    assert "a bug in the resource manager" in violation
 
 
 @pytest.mark.parametrize("when", [0.3, 0.7])

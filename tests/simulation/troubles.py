@@ -130,6 +130,9 @@ class Troubles:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         self._world.trace("world", f"{how}: {key}")
         objects.replace(key, None if how == "delete" else bytes(data))
+        if rng.random() < 0.5:
+            # Or nobody would read it.
+            self._world.outside(rng.uniform(0, 0.3), self._kill_all, rng, None)
 
     # Of Lambda
 
