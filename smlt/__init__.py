@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from smlt._version import __version__
 
 if TYPE_CHECKING:
-    from smlt.aggregation.aggregator import Aggregator
+    from smlt.aggregation.aggregator import Aggregator, AsyncAggregator
     from smlt.config import TrainConfig
     from smlt.continuation import Continuation
     from smlt.errors import SmltError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aggregator",
+    "AsyncAggregator",
     "Continuation",
     "Contribution",
     "Data",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Aggregator": "smlt.aggregation.aggregator",
+    "AsyncAggregator": "smlt.aggregation.aggregator",
     "Continuation": "smlt.continuation",
     "Contribution": "smlt.worker.task",
     "Data": "smlt.worker.data_iterator",

@@ -282,6 +282,8 @@ class PhaseRecord(_Plain):
     seconds: float
     phases: dict[str, float]
     """Seconds by phase. They overlap, so that their sum may be more than the step's."""
+    requests: dict[str, int] = field(default_factory=dict)
+    """Sent to the parameter store since the record before, by their kind."""
     spans: list[tuple[str, int, int, float, float]] = field(default_factory=list)
     """Phase, shard, other rank, begin and end; of a job that is traced."""
 

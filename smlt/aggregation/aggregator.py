@@ -62,7 +62,7 @@ class AsyncAggregator:
         shard_mb: float | None = None,
         aggregators: int | None = None,
         wire_dtype: str = "fp32",
-        lease_s: float = 10.0,
+        lease_s: float | None = None,
     ) -> None:
         shard_bytes, aggregators = sharding(
             url, world_size, shard_mb=shard_mb, aggregators=aggregators
@@ -73,12 +73,7 @@ class AsyncAggregator:
             aggregators=aggregators,
             wire_dtype=check_dtype(wire_dtype),
         )
-        limits = SessionLimits(
-            step_s=time_limit_s,
-            lease_s=lease_s,
-            heartbeat_s=lease_s / 10,
-            store_s=min(15.0, time_limit_s),
-        )
+        limits = SessionLimits.of(url, time_limit_s, lease_s)
         self.rank = rank
         self.world_size = world_size
         self._session = open_session(url, job, rank, spec, limits)
@@ -87,6 +82,11 @@ class AsyncAggregator:
         self._group: Group | None = None
         self._averaging: Averaging | None = None
         self._owed: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """See ``Aggregator.requests``."""
+        return dict(self._session.store.requests)
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as resources:
@@ -182,17 +182,20 @@ class Aggregator:
 
     Args:
         url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS),
-            ``unix:///path/to.sock`` or ``memory://name`` (threads of one process).
+            ``unix:///path/to.sock``, several of these with commas between them,
+            ``s3://bucket/prefix`` or ``memory://name`` (threads of one process).
         job: a name that is the same on all ranks, and on no others at the same time.
         rank: of this process, from 0.
         world_size: how many ranks there are.
         time_limit_s: how long to wait for another rank, in seconds.
-        shard_mb: size of the shards, in MiB, in which float32 gradients travel.
-        aggregators: how many ranks reduce shards; all of them unless given.
+        shard_mb: size of the shards, in MiB, in which float32 gradients travel; 4, on S3 32,
+            unless given.
+        aggregators: how many ranks reduce shards; all of them, on S3 a quarter, unless given.
         wire_dtype: ``"bf16"`` or ``"fp16"`` sends float32, float16 and bfloat16 gradients rounded,
             in half the bytes; what rounding takes away is added to the next gradient of the same
             names, shapes and dtypes.
-        lease_s: a rank that is silent for so many seconds is dead, and its place free again.
+        lease_s: a rank that is silent for so many seconds is dead, and its place free again; 10,
+            on S3 30, unless given.
 
     Raises:
         ConfigError: on entering: the URL, the password, another world size than the other ranks',
@@ -216,7 +219,7 @@ class Aggregator:
         shard_mb: float | None = None,
         aggregators: int | None = None,
         wire_dtype: str = "fp32",
-        lease_s: float = 10.0,
+        lease_s: float | None = None,
     ) -> None:
         self._twin = AsyncAggregator(
             url,
@@ -232,6 +235,11 @@ class Aggregator:
         self.rank = rank
         self.world_size = world_size
         self._thread = EventLoopThread(f"smlt-aggregator-{rank}")
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How many requests of each kind this rank has sent to the store; S3 bills them."""
+        return self._twin.requests
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as resources:

@@ -7,7 +7,8 @@ says when it has fetched it; the writer frees it after the last one has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -148,6 +149,14 @@ class Exchange:
         self._errand(self._say_fetched(key, source))
         return index
 
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Tell the store that parcels, or what others have fetched, are waited for."""
+        with contextlib.ExitStack() as streams:
+            for stream in self._after:
+                streams.enter_context(self._store.expecting(stream))
+            yield
+
     async def _say_fetched(self, key: str, source: int) -> None:
         fields = {"fetched": key.encode(), "rank": b"%d" % self.rank}
         await self._put(self._keys.fetched(self.rank), [b""], self._keys.inbox(source), fields)
@@ -167,10 +176,11 @@ class Exchange:
 
     async def _wait_for_room(self) -> None:
         try:
-            async with asyncio.timeout(self._limit_s):
-                while not self._has_room():
-                    self._room.clear()
-                    await self._room.wait()
+            with self.expecting():
+                async with asyncio.timeout(self._limit_s):
+                    while not self._has_room():
+                        self._room.clear()
+                        await self._room.wait()
         except TimeoutError:
             key, slowest = next(iter(self._outgoing.items()))
             raise RankMissingError(
@@ -199,8 +209,9 @@ class Exchange:
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiters.update(dict.fromkeys(keys, waiter))
         try:
-            async with asyncio.timeout(self._limit_s):
-                return await waiter
+            with self.expecting():
+                async with asyncio.timeout(self._limit_s):
+                    return await waiter
         except TimeoutError:
             ranks = ", ".join(str(source) for _, source in labels)
             raise RankMissingError(

@@ -69,8 +69,9 @@ class Notices:
         on_control: Callable[[Mapping[str, bytes]], None],
     ) -> None:
         self._store = store
-        self._after = {keys.contributions(rank): "0-0", keys.means: "0-0", keys.control: "0-0"}
+        self._contributions, self._means = keys.contributions(rank), keys.means
         self._control = keys.control
+        self._after = dict.fromkeys((self._contributions, self._means, self._control), "0-0")
         self._on_control = on_control
         self._arrived: dict[Arrival, _Seen] = {}
         self._waiters: dict[Arrival, asyncio.Future[None]] = {}
@@ -132,13 +133,14 @@ class Notices:
         begun = loop.time()
         waiter = self._waiters[arrival] = loop.create_future()
         try:
-            while not waiter.done():
-                left_s = max(begun, self._heard) + limit_s - loop.time()
-                if left_s <= 0:
-                    raise RankMissingError(
-                        f"{arrival} did not come within {limit_s:g} s, in step {arrival.step}"
-                    )
-                await asyncio.wait([waiter], timeout=left_s)
+            with self._store.expecting(self._means if arrival.is_mean else self._contributions):
+                while not waiter.done():
+                    left_s = max(begun, self._heard) + limit_s - loop.time()
+                    if left_s <= 0:
+                        raise RankMissingError(
+                            f"{arrival} did not come within {limit_s:g} s, in step {arrival.step}"
+                        )
+                    await asyncio.wait([waiter], timeout=left_s)
         finally:
             del self._waiters[arrival]
         self.check()

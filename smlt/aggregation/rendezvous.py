@@ -19,6 +19,7 @@ from typing import Any
 import msgpack
 
 from smlt import errors
+from smlt.config.sharding import lease
 from smlt.errors import AbortedError, ConfigError, RankMissingError, SmltError, StoreLostError
 from smlt.io.keys import GenerationKeys, SessionKeys
 from smlt.io.parameter_store import ParameterStore
@@ -28,6 +29,7 @@ SESSION_S = 30 * 86400.0
 # What is over need only be remembered for as long as a slow joiner may believe otherwise.
 _MEMORY_S = 3600.0
 _POLL_S = 0.1
+_STORE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,14 @@ class SessionLimits:
     """A process that has not been heard of for this long is dead."""
     heartbeat_s: float = 1.0
     store_s: float = 15.0
+
+    @classmethod
+    def of(cls, url: str, step_s: float, lease_s: float | None) -> SessionLimits:
+        """Return the limits of a session through a store; a lease of None is as suits it."""
+        lease_s = lease(url) if lease_s is None else lease_s
+        return cls(
+            step_s=step_s, lease_s=lease_s, heartbeat_s=lease_s / 10, store_s=min(_STORE_S, step_s)
+        )
 
 
 @dataclass(slots=True)

@@ -76,7 +76,8 @@ class StoreLog:
         try:
             [stream] = self._after
             await self._store.announce(stream, fields, guard=self._marker, ttl_s=SESSION_S)
-            return await result
+            with self._store.expecting(stream):
+                return await result
         finally:
             del self._results[nonce]
 
@@ -86,14 +87,19 @@ class StoreLog:
         Raises:
             TimeoutError: they do not within the limit.
         """
-        async with asyncio.timeout(limit_s):
-            while True:
-                if self._failure is not None:
-                    raise self._failure
-                if all(key in self.values for key in keys):
-                    return [self.values[key] for key in keys]
-                self._changed.clear()
-                await self._changed.wait()
+        [stream] = self._after
+        with self._store.expecting(stream):
+            async with asyncio.timeout(limit_s):
+                return await self._wait(keys)
+
+    async def _wait(self, keys: Sequence[str]) -> list[bytes]:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if all(key in self.values for key in keys):
+                return [self.values[key] for key in keys]
+            self._changed.clear()
+            await self._changed.wait()
 
     def _replay(self, notice: Notice) -> None:
         fields = notice.fields

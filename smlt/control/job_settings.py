@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from smlt.config import TrainConfig
-from smlt.config.sharding import sharding
+from smlt.config.sharding import is_billed, sharding
 from smlt.messages import EXACT, Limits, ResourcePlan
 
 _MB_PER_VCPU = 1769
@@ -18,6 +19,7 @@ _INSTRUCTIONS = {
     "OPENBLAS_CORETYPE": "Haswell",
 }
 _FOREVER_S = 1e9
+_S3_HEARTBEAT_S = 3.0
 
 
 def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
@@ -95,7 +97,10 @@ def _most_workers(config: TrainConfig, cores: int | None) -> int:
 
 def _limits(config: TrainConfig) -> Limits:
     if not config.inline:
-        return Limits(orphan_s=config.orphan_timeout, function_s=config.function_timeout)
+        limits = Limits(orphan_s=config.orphan_timeout, function_s=config.function_timeout)
+        if is_billed(config.parameters):
+            return replace(limits, heartbeat_s=_S3_HEARTBEAT_S, lease_s=5 * _S3_HEARTBEAT_S)
+        return limits
     # In a debugger a rank may stand still for as long as its user likes.
     return Limits(
         lease_s=_FOREVER_S, client_lease_s=_FOREVER_S, orphan_s=_FOREVER_S, function_s=_FOREVER_S

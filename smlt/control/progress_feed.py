@@ -86,9 +86,12 @@ class ProgressFeed:
     def _take_phases(self, rank: int, record: PhaseRecord) -> None:
         """Keep what a rank says of a step, and add it to the totals of a typical rank."""
         traced = {"spans": record.spans} if record.spans else {}
+        sent = {"requests": record.requests} if record.requests else {}
         told = {name: round(seconds, 6) for name, seconds in record.phases.items()}
         seconds = round(record.seconds, 6)
-        self.event("phases", rank=rank, step=record.step, seconds=seconds, phases=told, **traced)
+        self.event(
+            "phases", rank=rank, step=record.step, seconds=seconds, phases=told, **sent, **traced
+        )
         self._phases.update(record.phases)
         self._steps_by_rank[rank] += 1
         share = max(self._steps_by_rank.values()) / self._steps_by_rank.total()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import redis.asyncio
 from redis import exceptions
 from redis.asyncio.cluster import ClusterNode
 
 from smlt.errors import ConfigError, StoreUnreachableError
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore, all_requests
 from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
 from smlt.io.server_address import ServerAddress
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _MOST_MOVES = 5
 
 
-class ClusterStore:
+class ClusterStore(ParameterStore):
     """Finds the node of a key's slot by redis-py's slot map, and is an ordinary store there.
 
     All keys of a generation carry one hash tag, so that a transaction, and a read of several
@@ -53,14 +53,8 @@ class ClusterStore:
         return self._address.url
 
     @property
-    def carries(self) -> bool:
-        return True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+    def requests(self) -> Mapping[str, int]:
+        return all_requests(self._nodes.values())
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         await self._at(guard, lambda node: node.mark(guard, ttl_s=ttl_s))

@@ -17,7 +17,7 @@ import xxhash
 
 from smlt.errors import FrameError, NotFoundError, PreconditionError, StoreLostError
 from smlt.io.object_store import Bytes, ObjectInfo, check_key, pieces
-from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 
 Clock = Callable[[], float]
 
@@ -147,7 +147,7 @@ class MemoryObjectStore:
         return None
 
 
-class MemoryParameterStore:
+class MemoryParameterStore(ParameterStore):
     """A parameter store that lives as long as the process; clients of one name share it.
 
     Leases expire by the clock that is handed in, equal for all clients of a name. Waiting reads
@@ -162,16 +162,6 @@ class MemoryParameterStore:
     @property
     def url(self) -> str:
         return f"memory://{self._name}"
-
-    @property
-    def carries(self) -> bool:
-        return True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         with self._contents.lock:

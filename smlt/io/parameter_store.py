@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -44,11 +46,18 @@ class ParameterStore(Protocol):
     @property
     def carries(self) -> bool:
         """Whether notices have room for small frames."""
-        ...
+        return True
 
-    async def __aenter__(self) -> Self: ...
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How many requests of each kind were sent; empty where nobody counts."""
+        return {}
 
-    async def __aexit__(self, *exc_info: object) -> None: ...
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         """Write a generation's marker, once, on every server."""
@@ -130,6 +139,13 @@ class ParameterStore(Protocol):
         """
         ...
 
+    def expecting(self, stream: str) -> AbstractContextManager[None]:
+        """Say that somebody waits for a notice of this stream, for as long as the context lasts.
+
+        A store that has to look for notices looks only then, once it has been told of a stream.
+        """
+        return nullcontext()
+
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
         """Write a lease that disappears unless it is renewed."""
         ...
@@ -149,3 +165,8 @@ class ParameterStore(Protocol):
     async def close(self) -> None:
         """Close the connections. Idempotent."""
         ...
+
+
+def all_requests(stores: Iterable[ParameterStore]) -> Mapping[str, int]:
+    """Return how many requests of each kind several stores have sent."""
+    return sum((Counter(store.requests) for store in stores), Counter())

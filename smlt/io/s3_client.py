@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import io
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -42,6 +43,7 @@ class S3Client:
         self.address = address
         self.requests: Counter[str] = Counter()
         """Requests sent so far, by S3's name of the operation: what S3 bills."""
+        self._ahead_s = -time.monotonic()
         self._time_limit_s = time_limit_s
         self._attempt_s = min(_ATTEMPT_S, time_limit_s)
         self._stack = AsyncExitStack()
@@ -49,6 +51,14 @@ class S3Client:
         self._client: Any = None
         self._blocking: Any = None
         self._blocking_lock = threading.Lock()
+
+    def now(self) -> float:
+        """Return the time by S3's clock, in seconds since 1970, as its answers tell it.
+
+        They tell whole seconds that have passed: the one that is most ahead is nearest to the
+        truth. It never goes back.
+        """
+        return time.monotonic() + self._ahead_s
 
     async def call(
         self,
@@ -83,6 +93,7 @@ class S3Client:
                 # Reading has a limit of its own, for every chunk.
                 async with asyncio.timeout(attempt_s):
                     answer = await call(Bucket=self.address.bucket, **parameters)
+                self._ahead_s = max(self._ahead_s, date_of(answer) - time.monotonic())
                 if "Body" in answer:
                     _check_size(answer, max_bytes, parameters["Key"])
                     answer["Body"] = await _read(answer["Body"], answer["ContentLength"], into)
@@ -196,6 +207,12 @@ class S3Client:
 
     def _count(self, event_name: str, **_: Any) -> None:
         self.requests[event_name.rpartition(".")[2]] += 1
+
+
+def date_of(answer: Mapping[str, Any]) -> float:
+    """Return when S3 answered, by its clock, in seconds since 1970; it tells whole ones."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
+    return email.utils.parsedate_to_datetime(date).timestamp()
 
 
 def _check_size(answer: dict[str, Any], max_bytes: int | None, name: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import secrets
-import time
 from collections.abc import Mapping
 
 import msgpack
 
-SKEW_S = 900.0
-"""S3 refuses a request whose clock is further off."""
+OVERLAP_S = 120.0
+"""How much later than its name says a notice may come to be listed: a call and its repeats."""
 _ORDERED, _TIMED = "n", "t"
 _DIGITS = 12
 _TICKS_S = 1_000_000
@@ -23,7 +22,7 @@ class NoticeName:
 
     ``n000000000007`` has a number, which one writer alone can take: all readers see one order. The
     control stream has these, with their fields in the object. ``t<time>.<random>[.<fields>]`` is
-    for shards: nobody waits for a turn, and a listing tells all.
+    for shards, by S3's clock: nobody waits for a turn, and a listing tells all.
     """
 
     @staticmethod
@@ -31,10 +30,15 @@ class NoticeName:
         return f"{_ORDERED}{number:0{_DIGITS}d}"
 
     @staticmethod
-    def timed(fields: Mapping[str, bytes]) -> tuple[str, bytes]:
-        """Return a name, and what the object must hold because the name has no room for it."""
+    def timed(fields: Mapping[str, bytes], now: float) -> tuple[str, bytes]:
+        """Return a name, and what the object must hold because the name has no room for it.
+
+        Args:
+            fields: of the notice.
+            now: seconds since 1970 by S3's clock.
+        """
         packed = pack(fields)
-        ticks = int(time.time() * _TICKS_S)
+        ticks = int(now * _TICKS_S)
         head = f"{_TIMED}{ticks:016x}.{secrets.token_hex(6)}"
         text = base64.urlsafe_b64encode(packed).decode().rstrip("=")
         return (head, packed) if len(text) > _LONGEST_TEXT else (f"{head}.{text}", b"")
@@ -59,13 +63,10 @@ class NoticeName:
 
     @staticmethod
     def horizon(newest: str) -> str:
-        """Return the name behind which all lies that may be written once ``newest`` is there.
-
-        Clocks differ, though by less than S3 allows; numbers do not.
-        """
+        """Return the name behind which all lies that may be written once ``newest`` is there."""
         if not newest.startswith(_TIMED):
             return newest
-        ticks = int(newest[1:17], 16) - int(SKEW_S * _TICKS_S)
+        ticks = int(newest[1:17], 16) - int(OVERLAP_S * _TICKS_S)
         return f"{_TIMED}{max(0, ticks):016x}"
 
 

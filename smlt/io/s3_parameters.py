@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from smlt.errors import NotFoundError, PreconditionError, StoreError, StoreLostError
 from smlt.io.link_rate import LinkRate
 from smlt.io.object_store import pieces
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 from smlt.io.s3_address import S3Address
-from smlt.io.s3_client import S3Client
+from smlt.io.s3_client import S3Client, date_of
 from smlt.io.s3_notices import NoticeName, pack, unpack
+from smlt.io.s3_polling import Pace
 
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
 DELETE_AT_ONCE = 1000
 GETS_AT_ONCE = 16
 _GUARD_S = 5.0
@@ -33,6 +31,7 @@ _CLOCK_STEP_S = 1.0
 class _Stream:
     """What this client has seen of a stream, in the order in which it did."""
 
+    pace: Pace
     seen: set[str] = field(default_factory=set)
     notices: list[Notice] = field(default_factory=list)
     newest: str = ""
@@ -54,7 +53,7 @@ class _Stream:
         self.number = max(self.number, NoticeName.number(name))
 
 
-class S3ParameterStore:
+class S3ParameterStore(ParameterStore):
     """Values are objects, streams are names under a prefix of their own, and waiting is polling.
 
     Nothing in a bucket expires by itself: an object whose time is over by S3's clock is treated as
@@ -68,7 +67,9 @@ class S3ParameterStore:
         self._address = address
         self._link = link
         self._client = S3Client(address, time_limit_s=time_limit_s)
-        self._streams: defaultdict[str, _Stream] = defaultdict(_Stream)
+        self._streams: dict[str, _Stream] = {}
+        self._stir = asyncio.Event()
+        """Somebody waits for something that nobody has waited for before."""
         self._guards: dict[str, float] = {}
         self._gets = asyncio.Semaphore(GETS_AT_ONCE)
 
@@ -78,18 +79,11 @@ class S3ParameterStore:
 
     @property
     def requests(self) -> Mapping[str, int]:
-        """How many requests of each kind were sent."""
         return self._client.requests
 
     @property
     def carries(self) -> bool:
         return False  # they are names
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         await self._set(guard, b"1", ttl_s)
@@ -112,9 +106,9 @@ class S3ParameterStore:
     ) -> None:
         await self._check(guard)
         await self._set(key, b"".join(pieces(frame)), ttl_s)
-        name, body = NoticeName.timed(fields)
+        name, body = NoticeName.timed(fields, self._client.now())
         await self._put(self._notice(stream, name), f"announce {key}", body, Metadata=_life(ttl_s))
-        mine = self._streams[stream].mine
+        mine = self._stream(stream).mine
         mine.append(name)
         if len(mine) > 2 * maxlen:
             old, mine[:] = mine[:-maxlen], mine[-maxlen:]
@@ -167,18 +161,31 @@ class S3ParameterStore:
     ) -> list[Notice]:
         loop = asyncio.get_running_loop()
         end = loop.time() + wait_s
-        pause_s = FIRST_PAUSE_S
+        streams = [self._stream(stream) for stream in after]
         while True:
-            await asyncio.gather(*(self._look(stream) for stream in after))
+            last_look = loop.time() >= end
+            await asyncio.gather(*(self._look(stream, at_once=last_look) for stream in after))
             found = []
-            for stream, last in after.items():
+            for known, last in zip(streams, after.values(), strict=True):
                 start = int(last.partition("-")[0])
-                found += self._streams[stream].notices[start : start + limit]
-            left_s = end - loop.time()
-            if found or left_s <= 0:
+                found += known.notices[start : start + limit]
+            if found or last_look:
                 return found
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(1.6 * pause_s, LONGEST_PAUSE_S)
+            due = min(end, *(known.pace.due for known in streams))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._stir.wait()
+
+    @contextlib.contextmanager
+    def expecting(self, stream: str) -> Iterator[None]:
+        pace = self._stream(stream).pace
+        pace.begin(asyncio.get_running_loop().time())
+        self._stir.set()
+        self._stir = asyncio.Event()
+        try:
+            yield
+        finally:
+            pace.end()
 
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
         await self._set(key, value, ttl_s)
@@ -241,8 +248,8 @@ class S3ParameterStore:
         """Take the stream's next number; who comes too late for it takes one behind it."""
         body = pack(fields)
         while True:
-            await self._look(stream)
-            name = NoticeName.numbered(self._streams[stream].number + 1)
+            await self._look(stream, at_once=True)
+            name = NoticeName.numbered(self._stream(stream).number + 1)
             try:
                 await self._put(
                     self._notice(stream, name),
@@ -255,10 +262,18 @@ class S3ParameterStore:
                 continue  # somebody has it, and the next look sees it
             return
 
-    async def _look(self, stream: str) -> None:
-        """List what is new on a stream, and read what its names do not tell."""
-        known = self._streams[stream]
+    def _stream(self, stream: str) -> _Stream:
+        if stream not in self._streams:
+            self._streams[stream] = _Stream(Pace(asyncio.get_running_loop().time()))
+        return self._streams[stream]
+
+    async def _look(self, stream: str, *, at_once: bool) -> None:
+        """List what is new on a stream if that is due, and read what its names do not tell."""
+        known, loop = self._stream(stream), asyncio.get_running_loop()
         async with known.listing:
+            # What another reader of this client has just seen is there for all.
+            if not at_once and loop.time() < known.pace.due:
+                return
             folder = self._notice(stream, "")
             fresh = []
             async for name, _ in self._client.names(folder, f"follow {stream}", known.start):
@@ -270,6 +285,7 @@ class S3ParameterStore:
                 known.add(name)
                 if fields is not None:
                     known.notices.append(Notice(stream, f"{len(known.notices) + 1}-0", fields))
+            known.pace.looked(loop.time(), found=bool(fresh))
 
     async def _fields(self, folder: str, name: str) -> Mapping[str, bytes] | None:
         """What a notice says; None once its time is over, or it was trimmed away."""
@@ -314,6 +330,5 @@ def _life(ttl_s: float) -> dict[str, str]:
 def _is_over(answer: Mapping[str, Any]) -> bool:
     """By S3's own clock, which alone dates both the object and the answer."""
     ttl_ms = answer["Metadata"].get(_TTL)
-    now = email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-    age_s = (now - answer["LastModified"]).total_seconds()
+    age_s = date_of(answer) - answer["LastModified"].timestamp()
     return ttl_ms is not None and age_s > int(ttl_ms) / 1000 + _CLOCK_STEP_S

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore, all_requests
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ _Reading = tuple[int, tuple[tuple[str, str], ...], int]
 """A server, the ids to read behind, and the most to read."""
 
 
-class ServerGroup:
+class ServerGroup(ParameterStore):
     """A frame and its notice lie on one server, which rendezvous hashing chooses by the key.
 
     All clients give the servers in one order. A stream has a part on every server, so the id of a
@@ -40,11 +40,9 @@ class ServerGroup:
     def carries(self) -> bool:
         return all(server.carries for server in self._servers)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+    @property
+    def requests(self) -> Mapping[str, int]:
+        return all_requests(self._servers)
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         await _all(server.mark(guard, ttl_s=ttl_s) for server in self._servers)

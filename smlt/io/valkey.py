@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from smlt.errors import StoreLostError
 from smlt.io.connection_pool import ConnectionPool
 from smlt.io.object_store import pieces
-from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 from smlt.io.resp import Argument, Command, Reply, RespError, check
 from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
@@ -24,7 +25,7 @@ READERS = 16
 LONGEST_BLOCK_S = 5.0
 
 
-class ValkeyStore:
+class ValkeyStore(ParameterStore):
     """Shards travel by our own connections, control commands by redis-py.
 
     It connects when it is first used, and again whenever a connection breaks: nothing else is
@@ -49,20 +50,15 @@ class ValkeyStore:
         # Blocking reads have connections of their own, or they would keep shards waiting.
         self._readers = ConnectionPool(self._connect, READERS)
         self._control = ControlClient(address, silence_s=self._silence_s)
+        self._requests: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
         return self._address.url
 
     @property
-    def carries(self) -> bool:
-        return True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+    def requests(self) -> Mapping[str, int]:
+        return self._requests
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         await self._command(lambda: self._control.set(guard, b"1", _ms(ttl_s)))
@@ -193,6 +189,7 @@ class ValkeyStore:
         max_bytes: int = MAX_FRAME_BYTES,
     ) -> list[Reply]:
         async def attempt() -> list[Reply]:
+            self._requests["reads" if pool is self._readers else "data"] += 1
             async with pool.connection() as connection:
                 replies = await connection.exchange(
                     commands, silence_s=self._silence_s, into=into, max_bytes=max_bytes
@@ -204,6 +201,7 @@ class ValkeyStore:
 
     async def _command(self, call: Callable[[], Awaitable[T]]) -> T:
         async def attempt() -> T:
+            self._requests["control"] += 1
             try:
                 return await call()
             except ConnectionError:

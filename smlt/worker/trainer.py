@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -91,6 +92,7 @@ class Trainer:
         self._equal_at: int | None = None
         self._records: list[dict[str, Any]] = []
         self._phases: list[dict[str, Any]] = []
+        self._sent = Counter(generation.store.requests)
         self._reported = self._told = self._saved = self._generation.clock()
 
     async def run(self, step: int) -> StepFlag:
@@ -299,7 +301,15 @@ class Trainer:
     def _record(self, slot: Slot, result: StepResult, phases: Phases) -> None:
         seconds = phases.stop()
         step = slot.trained + 1
-        told = PhaseRecord(step=step, seconds=seconds, phases=phases.seconds, spans=phases.spans)
+        sent = Counter(self._generation.store.requests)
+        told = PhaseRecord(
+            step=step,
+            seconds=seconds,
+            phases=phases.seconds,
+            requests=dict(sent - self._sent),
+            spans=phases.spans,
+        )
+        self._sent = sent
         self._phases.append(told.to_dict())
         metrics = _means(result.metas[-1].metrics)
         record = StepRecord(

@@ -14,6 +14,7 @@ from servers import eventually
 from smlt.errors import StoreLostError, StoreUnreachableError
 from smlt.io.s3_notices import NoticeName
 from smlt.io.s3_parameters import S3ParameterStore
+from smlt.io.s3_polling import Pace
 from smlt.io.stores import open_parameter_store
 
 _numbers = itertools.count()
@@ -170,10 +171,60 @@ def test_waiting_costs_a_listing_a_stream_less_and_less_often(opened, name):
             began = time.monotonic()
             assert await store.read({f"{name}a": "0", f"{name}b": "0"}, wait_s=2.0) == []
             assert time.monotonic() - began >= 1.9
-            assert 4 <= store.requests["ListObjectsV2"] <= 20
+            assert 4 <= store.requests["ListObjectsV2"] <= 24
             assert set(store.requests) == {"ListObjectsV2"}
 
     asyncio.run(scenario())
+
+
+def test_a_stream_is_listed_on_demand_once_somebody_has_said_to_wait(opened, name):
+    async def scenario():
+        async with opened() as store, opened() as writer:
+            await mark(writer, name)
+            stream = f"{name}stream"
+            reading = asyncio.create_task(store.read({stream: "0"}, wait_s=60))
+
+            async def looked():
+                return store.requests["ListObjectsV2"] > 1
+
+            with store.expecting(stream):
+                await eventually(looked)
+            before = store.requests["ListObjectsV2"]
+            await put(writer, name, "k")
+            await asyncio.sleep(1.0)
+            assert store.requests["ListObjectsV2"] <= before + 1  # one was under way
+            with store.expecting(stream):
+                assert [notice.fields["key"] for notice in await reading] == [b"k"]
+
+    asyncio.run(scenario())
+
+
+def test_readers_of_one_client_share_their_looks(opened, name):
+    async def scenario():
+        async with opened() as store:
+            streams = {f"{name}control": "0", f"{name}data": "0"}
+            await asyncio.gather(*(store.read(streams, wait_s=1.0) for _ in range(5)))
+            assert store.requests["ListObjectsV2"] <= 2 * 10 + 5 * 2
+
+    asyncio.run(scenario())
+
+
+def test_the_pace_slackens_and_quickens():
+    pace, now, looks = Pace(0.0), 0.0, []
+    while now < 100:
+        pace.looked(now, found=False)
+        looks.append(now)
+        now = pace.due
+    assert looks[1] == 0.05
+    assert 8 <= sum(look < 2 for look in looks) <= 12
+    assert looks[-1] - looks[-2] == 2.0
+    pace.looked(now, found=True)
+    assert pace.due == now + 0.05
+    pace.begin(now)
+    pace.end()
+    assert pace.due == float("inf")
+    pace.begin(now + 10)
+    assert pace.due == now + 0.05  # at once
 
 
 def test_a_put_is_two_requests_and_a_fetch_is_one(opened, name):
@@ -207,10 +258,10 @@ def test_a_bucket_that_stays_busy_is_given_up(moto, opened, name):
 
 
 def test_names_of_notices():
-    name, body = NoticeName.timed({"a": b"\x00\xff" * 20})
+    name, body = NoticeName.timed({"a": b"\x00\xff" * 20}, 1e9)
     assert NoticeName.fields(name) == {"a": b"\x00\xff" * 20}
     assert body == b""
-    name, body = NoticeName.timed({"a": bytes(2000)})
+    name, body = NoticeName.timed({"a": bytes(2000)}, 1e9)
     assert NoticeName.fields(name) is None
     assert len(name) < 100 < len(body)
     assert NoticeName.numbered(7) == "n000000000007"
