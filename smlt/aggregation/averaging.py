@@ -18,7 +18,8 @@ from smlt.aggregation.arrays import (
     layout_digest,
     layout_of,
 )
-from smlt.aggregation.group import Group, Operation, Readiness
+from smlt.aggregation.group import Group, Operation
+from smlt.aggregation.lanes import Readiness
 from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import UserError

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,75 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt.aggregation import exchange as parcels
-from smlt.aggregation.collective import Collective
 from smlt.aggregation.exchange import Bytes, Exchange
 from smlt.aggregation.folds import fold
-from smlt.aggregation.notices import Notices
+from smlt.aggregation.lanes import Flat, Lane, Readiness
 from smlt.aggregation.session import Session
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
-from smlt.aggregation.step import AllReduce, Membership
+from smlt.aggregation.step import Membership
 from smlt.aggregation.wire import Wire
 from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
-from smlt.io.frame import Meta
 
 T = TypeVar("T")
-Flat = NDArray[np.float32]
 Operation = Callable[[], Coroutine[Any, Any, None]]
 """Has its number among the operations of its group; call it once, and await what it returns."""
 
 # Below this size every rank folds everything, in one round trip; above it, a piece each, in two.
 _WHOLE_BYTES = 128 << 10
-
-
-class Readiness:
-    """Which shards of a buffer are final. ``announce`` on the event loop's thread."""
-
-    def __init__(self) -> None:
-        self._ready: set[int] = set()
-        self._step: AllReduce | None = None
-
-    def announce(self, shard: int) -> None:
-        self._ready.add(shard)
-        if self._step is not None:
-            self._step.ready(shard)
-
-    def attach(self, step: AllReduce) -> None:
-        self._step = step
-        for shard in self._ready:
-            step.ready(shard)
-
-
-class _Turn:
-    """An operation's place in its lane: after the one before."""
-
-    def __init__(self, before: asyncio.Event) -> None:
-        self.before = before
-        self.done = asyncio.Event()
-
-
-class _Lane:
-    """Reductions one after the other, in the order in which they were numbered."""
-
-    def __init__(self, members: Membership) -> None:
-        self.notices = Notices(members.store, members.keys, members.rank, lambda _: None)
-        self.collective = Collective(members, self.notices)
-        self._turns: deque[_Turn] = deque()
-
-    def next_turn(self) -> _Turn:
-        while self._turns and self._turns[0].done.is_set():
-            self._turns.popleft()
-        if self._turns:
-            turn = _Turn(self._turns[-1].done)
-        else:
-            turn = _Turn(asyncio.Event())
-            turn.before.set()
-        self._turns.append(turn)
-        return turn
-
-    def fail(self, error: SmltError) -> None:
-        self.notices.fail(error)
-        for turn in self._turns:
-            turn.done.set()  # those behind it find out why
 
 
 class Group:
@@ -112,7 +57,7 @@ class Group:
         self.world_size = spec.world_size if world_size is None else world_size
         self._name = name
         self._limit_s = session.limits.step_s if limit_s is None else limit_s
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Lane] = []
         self._agreements = itertools.count()
         self._operations = itertools.count()
         self._reductions = itertools.count()
@@ -121,7 +66,7 @@ class Group:
     async def __aenter__(self) -> Self:
         session = self.session
         members = [self._members(lane) for lane in range(session.spec.lanes)]
-        self._lanes = [_Lane(member) for member in members]
+        self._lanes = [Lane(member) for member in members]
         self._exchange = Exchange(
             session.store,
             replace(session.seat.keys, lane=f"{self._name}x"),
@@ -202,41 +147,16 @@ class Group:
         chain = self._lanes[chosen % len(self._lanes)]
         step = next(self._operations)
         turn = chain.next_turn()
-        work = partial(self._reduce, chain, turn, step, plan, flat, weight, what, readiness, wire)
+        work = partial(
+            chain.reduce,
+            *(turn, step, plan, flat),
+            weight=weight,
+            what=what,
+            readiness=readiness,
+            wire=wire,
+            check=self.session.check,
+        )
         return partial(self._guarded, step, work)
-
-    async def _reduce(
-        self,
-        lane: _Lane,
-        turn: _Turn,
-        step: int,
-        plan: ShardPlan,
-        flat: Flat,
-        weight: float,
-        what: str,
-        readiness: Readiness,
-        wire: Wire | None,
-    ) -> None:
-        # Metrics add up over ranks: if all said the same, there is one, with a count of all.
-        said = Meta(metrics={what: (1.0, 1.0)})
-        await turn.before.wait()
-        try:
-            self.session.check()
-            reduction = lane.collective.begin(
-                step,
-                plan,
-                flat,
-                weight=weight,
-                flags=0,
-                meta=lambda shard: Meta() if shard else said,
-                wire=wire,
-            )
-            readiness.attach(reduction)
-            result = await reduction.run()
-        finally:
-            turn.done.set()
-        if set(result.metas[0].metrics) != {what}:
-            raise _different(set(result.metas[0].metrics))
 
     def agree(self, layout: bytes, what: Callable[[bytes], str]) -> Operation:
         """Check that the other ranks are about to reduce the same; the first one to come rules.
@@ -316,7 +236,8 @@ class Group:
 
         async def sent() -> None:
             future = await self._exchange.post(label, data, to=to, what="send", bounded=False)
-            await future
+            with self._exchange.expecting():
+                await future
 
         await self._guarded(-1, sent)
 
@@ -355,10 +276,3 @@ class Group:
 def as_bytes(array: NDArray[Any]) -> Bytes:
     """View a contiguous array as flat bytes."""
     return array.reshape(-1).view(np.uint8)
-
-
-def _different(said: set[str]) -> UserError:
-    return UserError(
-        f"ranks do different things at the same time ({' and '.join(sorted(said))}): all have to"
-        " call the same operations, with the same sizes, in the same order"
-    )
