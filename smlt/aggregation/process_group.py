@@ -9,10 +9,7 @@ names are here.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,16 +18,11 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch._C._distributed_c10d import PrefixStore
 
-from smlt.aggregation.group import Group, Operation
+from smlt.aggregation.group import Operation
 from smlt.aggregation.tensors import Staged, byte_view, numeric_view
-from smlt.aggregation.torch_work import SmltWork
+from smlt.aggregation.torch_messages import Messages, Tensors
 from smlt.aggregation.torch_world import World
 from smlt.errors import UserError
-
-Tensors = Sequence[torch.Tensor]
-
-# Threads that resolve futures: callbacks may run other collectives and wait for them.
-_RESOLVERS = 64
 
 _OPERATIONS = {
     "SUM": "sum", "AVG": "avg", "PRODUCT": "product", "MIN": "min", "MAX": "max",
@@ -38,46 +30,8 @@ _OPERATIONS = {
 }  # fmt: skip
 
 
-class SmltProcessGroup(distributed.ProcessGroup):
+class SmltProcessGroup(Messages):
     """One rank's end of a group. Collectives return at once, with a Work to wait for."""
-
-    def __init__(self, world: World, group: Group, name: str) -> None:
-        super().__init__(group.rank, group.world_size)  # type: ignore[call-arg]
-        self._world = world
-        self._group: Group | None = group
-        self._group_size = group.world_size
-        self._group_rank = group.rank
-        self._registered_name = name
-        self._sent: Counter[tuple[int, int]] = Counter()
-        self._received: Counter[tuple[int, int]] = Counter()
-        self._resolvers = concurrent.futures.ThreadPoolExecutor(
-            _RESOLVERS, thread_name_prefix="smlt-torch-done"
-        )
-
-    def getBackendName(self) -> str:
-        return "smlt"
-
-    def getGroupName(self) -> str:
-        return self._registered_name
-
-    @property
-    def group_name(self) -> str:
-        return self._registered_name
-
-    def size(self) -> int:
-        return self._group_size
-
-    def rank(self) -> int:
-        return self._group_rank
-
-    def shutdown(self) -> None:
-        """Leave the group; the last group to go leaves the job. Idempotent."""
-        group, self._group = self._group, None
-        if group is not None:
-            self._world.close_group(group)
-            self._resolvers.shutdown(wait=False)
-
-    abort = shutdown
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> Any:
         return self.allreduce_coalesced(tensors, opts)
@@ -85,32 +39,32 @@ class SmltProcessGroup(distributed.ProcessGroup):
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> Any:
         op = _operation(opts)
         staged = [numeric_view(tensor) for tensor in tensors]
-        return self._work([self._reduction(each, op) for each in staged], staged, tensors)
+        return self.work([self._reduction(each, op) for each in staged], staged, tensors)
 
     def reduce(self, tensors: Tensors, opts: Any) -> Any:
         op = _operation(opts)
         staged = [numeric_view(tensor) for tensor in tensors]
-        if opts.rootRank != self._group_rank:
+        if opts.rootRank != self.group_rank:
             staged = [Staged(each.array.copy(), wire=each.wire) for each in staged]
-        return self._work([self._reduction(each, op) for each in staged], staged, tensors)
+        return self.work([self._reduction(each, op) for each in staged], staged, tensors)
 
     def _reduction(self, staged: Staged, op: str) -> Operation:
         array = staged.array
         if array.dtype != np.float32 or op not in ("sum", "avg"):
-            return self._joined.all_reduce(array, op)
+            return self.joined.all_reduce(array, op)
         # A mean divides by the sum of the weights: that of a sum is 1, exactly.
-        weight = 1.0 if op == "avg" or self._group_rank == 0 else 0.0
+        weight = 1.0 if op == "avg" or self.group_rank == 0 else 0.0
         what = f"all_reduce {op} of {array.size} {staged.wire.dtype}"
-        return self._joined.reduce_flat(array, weight=weight, what=what, wire=staged.wire)
+        return self.joined.reduce_flat(array, weight=weight, what=what, wire=staged.wire)
 
     def broadcast(self, tensors: Tensors, opts: Any) -> Any:
         staged = [byte_view(tensor) for tensor in tensors]
         calls = [
-            self._joined.broadcast(each.array, opts.rootRank, what=_said("broadcast", each))
+            self.joined.broadcast(each.array, opts.rootRank, what=_said("broadcast", each))
             for each in staged
         ]
-        back = [] if opts.rootRank == self._group_rank else staged
-        return self._work(calls, back, tensors)
+        back = [] if opts.rootRank == self.group_rank else staged
+        return self.work(calls, back, tensors)
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> Any:
         calls, back = [], []
@@ -118,7 +72,7 @@ class SmltProcessGroup(distributed.ProcessGroup):
             rows = [byte_view(tensor) for tensor in output]
             calls.append(self._gathering(source, [row.array for row in rows]))
             back += rows
-        return self._work(calls, back, outputs)
+        return self.work(calls, back, outputs)
 
     allgather_coalesced = allgather
 
@@ -132,26 +86,26 @@ class SmltProcessGroup(distributed.ProcessGroup):
     ) -> Any:
         staged = [byte_view(output) for output in outputs]
         calls = [
-            self._gathering(source, np.split(each.array, self._group_size))
+            self._gathering(source, np.split(each.array, self.group_size))
             for each, source in zip(staged, inputs, strict=True)
         ]
-        return self._work(calls, staged, outputs)
+        return self.work(calls, staged, outputs)
 
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
     def _gathering(self, source: torch.Tensor, rows: list[NDArray[np.uint8]]) -> Operation:
         own = byte_view(source)
-        return self._joined.all_gather(own.array, rows, what=_said("all_gather", own))
+        return self.joined.all_gather(own.array, rows, what=_said("all_gather", own))
 
     def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = None) -> Any:
         calls, back = [], []
         for output, pieces in zip(outputs, inputs, strict=True):
             place = numeric_view(output)
             arrays = [numeric_view(piece).array for piece in pieces]
-            calls.append(self._joined.reduce_scatter(arrays, place.array, _operation(opts)))
+            calls.append(self.joined.reduce_scatter(arrays, place.array, _operation(opts)))
             back.append(place)
-        return self._work(calls, back, outputs)
+        return self.work(calls, back, outputs)
 
     def reduce_scatter_single(
         self, output: torch.Tensor, source: torch.Tensor, opts: Any = None
@@ -161,7 +115,7 @@ class SmltProcessGroup(distributed.ProcessGroup):
     def reduce_scatter_single_coalesced(
         self, outputs: Tensors, inputs: Tensors, opts: Any = None
     ) -> Any:
-        pieces = [list(source.reshape(-1).chunk(self._group_size)) for source in inputs]
+        pieces = [list(source.reshape(-1).chunk(self.group_size)) for source in inputs]
         return self.reduce_scatter(outputs, pieces, opts)
 
     _reduce_scatter_base = reduce_scatter_single
@@ -171,8 +125,8 @@ class SmltProcessGroup(distributed.ProcessGroup):
         back = [byte_view(output) for output in outputs]
         outgoing = [byte_view(source).array for source in inputs]
         incoming = [each.array for each in back]
-        return self._work(
-            [self._joined.all_to_all(outgoing, incoming, what="all_to_all")], back, outputs
+        return self.work(
+            [self.joined.all_to_all(outgoing, incoming, what="all_to_all")], back, outputs
         )
 
     def all_to_all_single(
@@ -184,10 +138,10 @@ class SmltProcessGroup(distributed.ProcessGroup):
         opts: Any = None,
     ) -> Any:
         back = byte_view(output)
-        incoming = _rows(back.array, output, output_splits, self._group_size)
-        outgoing = _rows(byte_view(source).array, source, input_splits, self._group_size)
-        call = self._joined.all_to_all(outgoing, incoming, what="all_to_all_single")
-        return self._work([call], [back], [output])
+        incoming = _rows(back.array, output, output_splits, self.group_size)
+        outgoing = _rows(byte_view(source).array, source, input_splits, self.group_size)
+        call = self.joined.all_to_all(outgoing, incoming, what="all_to_all_single")
+        return self.work([call], [back], [output])
 
     alltoall_base = all_to_all_single
 
@@ -195,104 +149,27 @@ class SmltProcessGroup(distributed.ProcessGroup):
         own = byte_view(inputs[0])
         outgoing = self._only(opts.rootRank, own.array)
         back: list[Staged] = []
-        incoming: list[NDArray[np.uint8] | None] = [None] * self._group_size
-        if self._group_rank == opts.rootRank:
+        incoming: list[NDArray[np.uint8] | None] = [None] * self.group_size
+        if self.group_rank == opts.rootRank:
             back = [byte_view(tensor) for tensor in outputs[0]]
             incoming = [each.array for each in back]
-        call = self._joined.all_to_all(outgoing, incoming, what=_said("gather", own))
-        return self._work([call], back, outputs)
+        call = self.joined.all_to_all(outgoing, incoming, what=_said("gather", own))
+        return self.work([call], back, outputs)
 
     def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> Any:
         place = byte_view(outputs[0])
         incoming = self._only(opts.rootRank, place.array)
-        outgoing: list[NDArray[np.uint8] | None] = [None] * self._group_size
-        if self._group_rank == opts.rootRank:
+        outgoing: list[NDArray[np.uint8] | None] = [None] * self.group_size
+        if self.group_rank == opts.rootRank:
             outgoing = [byte_view(tensor).array for tensor in inputs[0]]
-        call = self._joined.all_to_all(outgoing, incoming, what=_said("scatter", place))
-        return self._work([call], [place], outputs)
+        call = self.joined.all_to_all(outgoing, incoming, what=_said("scatter", place))
+        return self.work([call], [place], outputs)
 
     def _only(self, rank: int, array: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
-        return [array if other == rank else None for other in range(self._group_size)]
+        return [array if other == rank else None for other in range(self.group_size)]
 
     def barrier(self, opts: Any = None) -> Any:
-        return self._work([self._joined.barrier()], [], [])
-
-    def send(self, tensors: Tensors, to: int, tag: int = 0) -> Any:
-        group, data = self._joined, byte_view(tensors[0]).array
-        label = f"p{to}.{tag}.{self._sent[to, tag]}"
-        self._sent[to, tag] += 1
-        return self._work([lambda: group.send(label, data, to)], [], tensors)
-
-    def recv(self, tensors: Tensors, source: int, tag: int = 0) -> Any:
-        group, place = self._joined, byte_view(tensors[0])
-        labels = [self._next_label(source, tag)]
-        self._received[source, tag] += 1
-        return self._work([lambda: _ignored(group.receive(labels, place.array))], [place], tensors)
-
-    def recv_anysource(self, tensors: Tensors, tag: int = 0) -> Any:
-        group, place = self._joined, byte_view(tensors[0])
-        labels = [self._next_label(rank, tag) for rank in range(self._group_size)]
-        del labels[self._group_rank]
-        work = SmltWork(tensors)
-
-        async def receive() -> None:
-            index = await group.receive(labels, place.array)
-            work.source = labels[index][1]
-            self._received[work.source, tag] += 1
-
-        return self._work([receive], [place], tensors, work)
-
-    def _next_label(self, source: int, tag: int) -> tuple[str, int]:
-        return f"p{self._group_rank}.{tag}.{self._received[source, tag]}", source
-
-    @property
-    def _joined(self) -> Group:
-        if self._group is None:
-            raise UserError("the process group has been destroyed")
-        return self._group
-
-    def _work(
-        self,
-        calls: Sequence[Operation],
-        back: Sequence[Staged],
-        result: Any,
-        work: SmltWork | None = None,
-    ) -> SmltWork:
-        """Start operations that are numbered already, and return a Work for all of them."""
-        work = work or SmltWork(result)
-
-        async def run() -> None:
-            error: BaseException | None = None
-            try:
-                await _together(calls)
-                for each in back:
-                    each.copy_back()
-            except asyncio.CancelledError as cancelled:
-                error = cancelled
-                raise
-            except Exception as failed:
-                error = failed
-            finally:
-                self._resolvers.submit(work.settle, error)
-
-        self._world.thread.submit(run())
-        return work
-
-
-async def _together(calls: Sequence[Operation]) -> None:
-    if len(calls) == 1:
-        await calls[0]()
-        return
-    try:
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(call())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def _ignored(work: Coroutine[Any, Any, Any]) -> None:
-    await work
+        return self.work([self.joined.barrier()], [], [])
 
 
 def _operation(opts: Any) -> str:

@@ -29,11 +29,9 @@ from smlt.errors import ConfigError
 PREFIX = "smlt+"
 SCHEMES = ("redis", "rediss", "unix", "s3", "memory")
 
-_LEASE_S = 10.0
-_STORE_S = 15.0
 # A bucket of DDP has 25 MB: a few overlap.
 _LANES = 4
-_OURS = ("job", "rank", "world_size", "shard_mb", "aggregators", "lease_s")
+_OURS = ("job", "rank", "world_size", "shard_mb", "aggregators", "lease_s", "pickle")
 
 
 # torch holds no more than the C++ half of a Store, which is nothing without its Python half.
@@ -55,7 +53,8 @@ class World:
     def __init__(self, url: str, options: dict[str, str], limit_s: float) -> None:
         self.rank = int(options["rank"])
         self.world_size = int(options["world_size"])
-        lease_s = float(options.get("lease_s", _LEASE_S))
+        self.trusts_pickle = options.get("pickle") == "true"
+        """Objects of other ranks may be of any class, and run code of theirs."""
         shard_bytes, aggregators = sharding(
             url,
             self.world_size,
@@ -68,12 +67,8 @@ class World:
             aggregators=aggregators,
             lanes=_LANES,
         )
-        limits = SessionLimits(
-            step_s=limit_s,
-            lease_s=lease_s,
-            heartbeat_s=lease_s / 10,
-            store_s=min(_STORE_S, limit_s),
-        )
+        lease_s = float(options["lease_s"]) if "lease_s" in options else None
+        limits = SessionLimits.of(url, limit_s, lease_s)
         self.thread = EventLoopThread(f"smlt-torch-{self.rank}")
         self._session = open_session(url, options["job"], self.rank, spec, limits)
         self._resources = contextlib.AsyncExitStack()
@@ -215,8 +210,10 @@ def parse(init_method: str) -> tuple[str, dict[str, str]]:
                 f"init_method {shown} lacks {name}: write init_process_group('smlt',"
                 " init_method='smlt+redis://host:6379/0?job=name', rank=…, world_size=…)"
             )
+    if options.get("pickle", "false") not in ("true", "false"):
+        raise ConfigError(f"init_method {shown} has pickle={options['pickle']}: say true or false")
     try:
-        numbers = [name for name in options if name != "job"]
+        numbers = [name for name in options if name not in ("job", "pickle")]
         for name in numbers:
             float(options[name])
     except ValueError as exc:

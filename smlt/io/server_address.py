@@ -24,8 +24,13 @@ _BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
 
 
 def server_urls(url: str) -> list[str]:
-    """Return the URLs of several servers, which have commas between them."""
-    return _BETWEEN_SERVERS.split(url)
+    """Return the URLs of several servers, which have commas between them.
+
+    The options of the last one are also those of the others that have none of their own.
+    """
+    urls = _BETWEEN_SERVERS.split(url)
+    _, mark, options = urls[-1].partition("?")
+    return [one if "?" in one else f"{one}{mark}{options}" for one in urls]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,10 +33,10 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
         url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS), with
             ``?cluster=true`` for any node of a cluster, ``?password_from=secretsmanager:NAME``
             (or ``ssm:/NAME``, ``env:VARIABLE``) for a password that is kept elsewhere,
-            ``unix:///path/to.sock[?db=0]``, several of these with commas between them,
-            ``s3://bucket/prefix`` as for an object store, or ``memory://name``. With
-            ``link_mbps=20`` among the last one's options, no more than so many megabytes a second
-            go either way.
+            ``unix:///path/to.sock[?db=0]``, several of these with commas between them (the last
+            one's options hold for those without any), ``s3://bucket/prefix`` as for an object
+            store, or ``memory://name``. With ``link_mbps=20`` among the last one's options, no more
+            than so many megabytes a second go either way.
         time_limit_s: how long a server may fail to answer before it counts as unreachable.
 
     Raises:

@@ -8,6 +8,7 @@ import os
 import sys
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -207,7 +208,18 @@ def objects(rank, world_size):
     dist.broadcast_object_list(shared, src=1)
     at_root = [None] * world_size if rank == 0 else None
     dist.gather_object({"rank": rank}, at_root, dst=0)
-    return gathered, shared, at_root
+    mine = [None]
+    sent = [{"for": r, "set": {r}} for r in range(world_size)] if rank == 0 else None
+    dist.scatter_object_list(mine, sent, src=0)
+    tensors = [None] * world_size
+    dist.all_gather_object(tensors, {"t": torch.full((3,), rank + 0.5), "n": np.arange(rank)})
+    tensors = [(each["t"].tolist(), each["n"].tolist()) for each in tensors]
+    message = [None, None]
+    if rank == 0:
+        dist.send_object_list([{"a": 1}, b"bytes".hex()], dst=1)
+    elif rank == 1:
+        dist.recv_object_list(message, src=0)
+    return gathered, shared, at_root, mine[0]["for"], sorted(mine[0]["set"]), tensors, message
 
 
 def groups(rank, world_size):

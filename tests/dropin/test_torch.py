@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from smlt.aggregation.background import EventLoopThread
+from tests.io.s3_servers import CREDENTIALS, S3Server
+from tests.io.servers import Proxy, ValkeyServer, cluster_of, self_signed
 
 # Eight worlds of processes that import torch: more than a minute.
 pytestmark = pytest.mark.slow
@@ -68,6 +74,60 @@ def test_a_script_gives_the_same_on_gloo_and_on_smlt(tmp_path, valkey, job):
     for program in programs:
         for rank in range(3):
             assert_close(gloo[rank][program], smlt[rank][program], f"{program} on rank {rank}")
+
+
+@contextlib.contextmanager
+def store_of(kind, folder, valkey):
+    """The URL of a parameter store."""
+    tcp = f"redis://127.0.0.1:{valkey.port}/0"
+    with contextlib.ExitStack() as stack:
+        if kind == "several servers":
+            second = stack.enter_context(ValkeyServer(folder / "second.sock"))
+            yield f"{tcp},{second.url}"
+        elif kind == "several over TLS":
+            thread = stack.enter_context(EventLoopThread("proxies"))
+            certificate = self_signed(folder / "certificate.pem")
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(certificate)
+            proxies = [Proxy(valkey.path, tls=tls) for _ in range(2)]
+            for proxy in proxies:
+                thread.call(proxy.__aenter__())
+                stack.callback(lambda proxy=proxy: thread.call(proxy.__aexit__()))
+            urls = [f"rediss://localhost:{proxy.port}/{db}" for db, proxy in enumerate(proxies)]
+            yield f"{','.join(urls)}?ssl_ca_certs={certificate}"
+        elif kind == "cluster":
+            nodes = stack.enter_context(cluster_of(3, folder))
+            yield f"redis://127.0.0.1:{nodes[1].port}?cluster=true"
+        elif kind == "bucket":
+            bucket = stack.enter_context(S3Server()).bucket("torch")
+            yield bucket.replace("?", "/some/prefix?")
+        else:
+            yield tcp
+
+
+ON_EVERY_STORE = ("ddp", "objects", "groups", "messages", "reduce_scatters")
+
+
+@pytest.fixture(scope="module")
+def gloo_on_three(tmp_path_factory):
+    rendezvous = tmp_path_factory.mktemp("gloo") / "rendezvous"
+    return run("gloo", f"file://{rendezvous}", 3, ON_EVERY_STORE)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "kind", ["tcp", "several servers", "several over TLS", "cluster", "bucket"]
+)
+def test_it_runs_on_every_store(tmp_path, valkey, job, kind, monkeypatch, gloo_on_three):
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with store_of(kind, tmp_path, valkey) as url:
+        url = f"smlt+{url}{'&' if '?' in url else '?'}job={job}"
+        smlt = run("smlt", url, 3, ON_EVERY_STORE)
+    for program in ON_EVERY_STORE:
+        for rank in range(3):
+            wanted = gloo_on_three[rank][program]
+            assert_close(wanted, smlt[rank][program], f"{program} on rank {rank}")
 
 
 def test_accelerate_and_fabric_run_on_it(tmp_path, valkey, job):
@@ -185,6 +245,43 @@ dist.destroy_process_group()
     assert outputs[0][0].endswith("waited\n")
 
 
+CLASS = (
+    INIT
+    + """
+class Own:
+    def __reduce__(self):
+        return print, ("run by the sender",)
+every = [None] * 2
+try:
+    dist.all_gather_object(every, Own())
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("", "UserError a rank has sent a builtins.print, and"),
+        ("&pickle=true", "run by the sender"),
+    ],
+)
+def test_a_sender_cannot_choose_what_receivers_run_unless_they_say_so(
+    tmp_path, valkey, job, option, said
+):
+    path = script(tmp_path, CLASS)
+    processes = [start(path, f"smlt+{valkey.url}?job={job}{option}", rank) for rank in range(2)]
+    try:
+        outputs = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for output, errors in outputs:
+        assert output.startswith(said), errors
+        assert ("run by the sender" in output) == bool(option)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -192,6 +289,10 @@ dist.destroy_process_group()
         (
             "'smlt', init_method='smlt+redis://h/0?job=a&shard_mb=x', rank=0, world_size=1",
             "shard_mb=x: no number",
+        ),
+        (
+            "'smlt', init_method='smlt+redis://h/0?job=a&pickle=1', rank=0, world_size=1",
+            "pickle=1: say true or false",
         ),
         (
             "'smlt', init_method='file:///tmp/none', rank=0, world_size=1",

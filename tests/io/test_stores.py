@@ -7,7 +7,7 @@ import pytest
 from smlt.errors import ConfigError
 from smlt.io.directory import DirectoryStore
 from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
-from smlt.io.server_address import ServerAddress
+from smlt.io.server_address import ServerAddress, server_urls
 from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.io.valkey import ValkeyStore
 
@@ -44,6 +44,15 @@ def test_an_address_is_taken_apart():
     assert (address.username, address.password) == ("us@er", "p/w:@")
     assert address.masked == "redis://us%40er:***@[::1]:7000/3"
     assert "p/w" not in repr(address)
+
+
+def test_the_last_server_s_options_are_those_of_all_that_have_none():
+    assert server_urls("redis://a,unix:///b?db=1,redis://c:1/2?db=3") == [
+        "redis://a?db=3",
+        "unix:///b?db=1",
+        "redis://c:1/2?db=3",
+    ]
+    assert server_urls("redis://a,redis://b") == ["redis://a", "redis://b"]
 
 
 def test_defaults_are_those_of_redis():
