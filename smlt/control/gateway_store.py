@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from smlt.control.lambda_client import Answer
 from smlt.errors import CloudError, SmltError, StoreError, StoreUnreachableError
 from smlt.io import gateway
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice
+from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 
 POLL_S = 0.3
 """Between two looks for notices, when nothing else has to be asked: each look is a call."""
@@ -31,7 +31,7 @@ class _Call:
     answer: asyncio.Future[Any]
 
 
-class GatewayStore:
+class GatewayStore(ParameterStore):
     """A ParameterStore for metadata alone: no frames go through a function.
 
     One call is under way at a time, so that one execution environment serves a client. All that is
@@ -65,12 +65,6 @@ class GatewayStore:
     @property
     def carries(self) -> bool:
         return False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         await self._ask("mark", guard=guard, ttl_s=ttl_s)
