@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from smlt._core import codec
 from smlt.errors import FrameError, RankMissingError, SmltError, StoreFullError, UserError
 from smlt.io.keys import GenerationKeys
-from smlt.io.parameter_store import Notice, ParameterStore
+from smlt.io.parameter_store import Notice, ParameterStore, written_by_us
 
 Bytes = NDArray[np.uint8]
 T = TypeVar("T")
@@ -76,7 +76,8 @@ class Exchange:
             while True:
                 for notice in await self._store.read(self._after, wait_s=_READ_S):
                     self._after[notice.stream] = notice.id
-                    self._dispatch(notice)
+                    with written_by_us("a notice"):
+                        self._dispatch(notice)
         except SmltError as error:
             self.fail(error)
 

@@ -76,6 +76,7 @@ class Group:
             limit_s=self._limit_s,
         )
         session.on_failure.append(self._fail)
+        session.awaited.append(self._awaited)
         if self.world_size > 1:
             runs = [self._exchange.run(), *(lane.notices.run() for lane in self._lanes)]
             self._tasks = [asyncio.create_task(run) for run in runs]
@@ -83,6 +84,7 @@ class Group:
 
     async def __aexit__(self, *_: object) -> None:
         self.session.on_failure.remove(self._fail)
+        self.session.awaited.remove(self._awaited)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,6 +109,9 @@ class Group:
         for lane in self._lanes:
             lane.fail(error)
         self._exchange.fail(error)
+
+    def _awaited(self) -> str:
+        return next((words for lane in self._lanes if (words := lane.notices.waiting_for)), "")
 
     def plan(self, elements: int) -> ShardPlan:
         """Return how a float32 buffer of this length is cut."""

@@ -22,7 +22,7 @@ from smlt import errors
 from smlt.config.sharding import lease
 from smlt.errors import AbortedError, ConfigError, RankMissingError, SmltError, StoreLostError
 from smlt.io.keys import GenerationKeys, SessionKeys
-from smlt.io.parameter_store import ParameterStore
+from smlt.io.parameter_store import ParameterStore, written_by_us
 
 # Longer than any session: the entries of one that died without a successor go by themselves.
 SESSION_S = 30 * 86400.0
@@ -91,7 +91,8 @@ class Sign:
 
     @classmethod
     def unpack(cls, data: bytes) -> Sign:
-        return cls(**msgpack.unpackb(data))
+        with written_by_us("a sign of life"):
+            return cls(**msgpack.unpackb(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ class Rendezvous:
         """
         await self._store.mark(self.keys.marker, ttl_s=SESSION_S)
         [hint] = await self._store.values([self.keys.newest])
-        session = int(hint or 1)
+        with written_by_us("a session number"):
+            session = int(hint or 1)
         give_up = self._clock() + self._limits.step_s + self._limits.lease_s
         while True:
             seat, over = await self._try(session)
@@ -253,7 +255,8 @@ class Rendezvous:
         formed, *claims = await self._store.values(
             [keys.roster, *(keys.claim(rank) for rank in range(world_size))]
         )
-        nonces = {rank: claim.decode() for rank, claim in enumerate(claims) if claim is not None}
+        with written_by_us("a claim"):
+            nonces = {rank: c.decode() for rank, c in enumerate(claims) if c is not None}
         leases = [self.keys.lease(keys.generation, nonce) for nonce in nonces.values()]
         signs = await self._store.values(leases) if leases else []
         standing = Standing(formed is not None)
@@ -306,9 +309,11 @@ class Rendezvous:
 
 
 def _founding(data: bytes) -> tuple[int, SessionSpec]:
-    record: dict[str, Any] = msgpack.unpackb(data)
+    with written_by_us("settings"):
+        record: dict[str, Any] = msgpack.unpackb(data)
+        generation, spec = int(record["generation"]), dict(record["spec"])
     try:
-        return record["generation"], SessionSpec(**record["spec"])
+        return generation, SessionSpec(**spec)
     except TypeError as exc:
         raise ConfigError(
             f"the job was begun by another version of smlt ({exc}): use one version on all ranks"
@@ -321,6 +326,7 @@ def pack_error(error: SmltError) -> bytes:
 
 def unpack_error(data: bytes) -> SmltError:
     """Return an error of the same class as the one that was packed, on whatever rank."""
-    name, text = msgpack.unpackb(data)
+    with written_by_us("an error"):
+        name, text = map(str, msgpack.unpackb(data))
     kind = getattr(errors, name, AbortedError)
     return kind(text) if isinstance(kind, type) and issubclass(kind, SmltError) else SmltError(text)

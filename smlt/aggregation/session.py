@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Self
 
 from smlt.aggregation.rendezvous import (
@@ -27,7 +27,7 @@ from smlt.errors import (
     StoreLostError,
     StoreUnreachableError,
 )
-from smlt.io.parameter_store import ParameterStore
+from smlt.io.parameter_store import ParameterStore, written_by_us
 
 # Every so many heartbeats the leases of the others are read: half a lease at the usual ratio.
 _BEATS_PER_ROLL_CALL = 5
@@ -62,6 +62,8 @@ class Session:
         self.failure: SmltError | None = None
         self.on_failure: list[Callable[[SmltError], None]] = []
         """Called once, when the session ends by anything but everybody's leaving."""
+        self.awaited: list[Callable[[], str]] = []
+        """Asked for what has been waited for the longest, in words; empty when nothing is."""
         self._rendezvous = Rendezvous(store, job, spec, limits, self.sign, clock=clock)
         self.under_way = 0
         """Operations that wait for other ranks."""
@@ -146,7 +148,8 @@ class Session:
             for rank in range(self.spec.world_size)
             if rank != self.rank and (rank not in signs or signs[rank].operation < operation)
         ]
-        return self._missing(missing, str(error)) if missing else error
+        what = str(error) if "in step" in str(error) else f"{error}, in step {operation}"
+        return self._missing(missing, what) if missing else error
 
     def _missing(self, ranks: list[int], what: str) -> RankMissingError:
         names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
@@ -234,10 +237,11 @@ class Session:
         dead = sorted(self._silent.intersection(standing.dead))
         self._silent = set(standing.dead)
         if dead:
+            awaited = next((words for ask in self.awaited if (words := ask())), "it")
             raise RankMissingError(
                 f"rank {dead[0]} of job {self.job!r} died: nothing has been heard of it for more"
-                f" than {self.limits.lease_s:g} s, and step {self.sign.operation} waits for its"
-                " shard 0"
+                f" than {self.limits.lease_s:g} s, and step {self.sign.operation} waits for"
+                f" {awaited}"
             )
 
     def begins(self, operation: int) -> None:
@@ -274,20 +278,15 @@ class Session:
             notices = await self.store.read(after, wait_s=self.limits.heartbeat_s)
             for notice in notices:
                 after[notice.stream] = notice.id
-                event = notice.fields["event"]
-                if event == b"end":
+                if notice.fields.get("event") == b"end":
                     if not self._formed.is_set():
                         await self._hopeless(seat)
                         return False
                     self._told = True
-                    self.fall(unpack_error(notice.fields["error"]))
+                    self.fall(unpack_error(notice.fields.get("error", b"")))
                     return True
-                rank = int(notice.fields["rank"])
-                if event == b"left":
-                    self._left[rank] = int(notice.fields["operation"])
-                    self._look_for_leavers()
-                else:
-                    {b"claimed": claimed, b"ready": ready}[event].add(rank)
+                with written_by_us("a notice"):
+                    self._hear(notice.fields, {b"claimed": claimed, b"ready": ready})
             if self._formed.is_set():
                 continue
             if not notices and await self._hopeless(seat):
@@ -299,6 +298,15 @@ class Session:
                     return False
             if ready == everyone:
                 await self._close_roster(seat)
+
+    def _hear(self, fields: Mapping[str, bytes], coming: Mapping[bytes, set[int]]) -> None:
+        """Take in what a rank says of itself: that it has come, or has left."""
+        rank = int(fields["rank"])
+        if fields["event"] == b"left":
+            self._left[rank] = int(fields["operation"])
+            self._look_for_leavers()
+        else:
+            coming[fields["event"]].add(rank)
 
     async def _hopeless(self, seat: Seat) -> bool:
         ending = await self._rendezvous.ending(seat.session)

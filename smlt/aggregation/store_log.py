@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from smlt.aggregation.rendezvous import SESSION_S
 from smlt.errors import SmltError, StoreError
 from smlt.io.keys import GenerationKeys
-from smlt.io.parameter_store import Notice, ParameterStore
+from smlt.io.parameter_store import Notice, ParameterStore, written_by_us
 
 _READ_S = 1.0
 # A repeated notice follows its first with few others between.
@@ -39,7 +39,8 @@ class StoreLog:
             while True:
                 for notice in await self._store.read(self._after, wait_s=_READ_S):
                     self._after[notice.stream] = notice.id
-                    self._replay(notice)
+                    with written_by_us("a notice"):
+                        self._replay(notice)
         except SmltError as error:
             self.fail(error)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, Self
+
+from smlt.errors import StoreError
 
 Buffer = bytes | bytearray | memoryview
 MAX_FRAME_BYTES = 512 << 20
@@ -165,6 +167,17 @@ class ParameterStore(Protocol):
     async def close(self) -> None:
         """Close the connections. Idempotent."""
         ...
+
+
+@contextmanager
+def written_by_us(what: str) -> Iterator[None]:
+    """Read what another rank has written: what cannot be that is a StoreError, in a sentence."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise StoreError(
+            f"the parameter store holds {what} that no rank has written: {type(exc).__name__} {exc}"
+        ) from exc
 
 
 def all_requests(stores: Iterable[ParameterStore]) -> Mapping[str, int]:

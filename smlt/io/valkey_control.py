@@ -140,6 +140,8 @@ async def _translated(call: Awaitable[Any]) -> Any:
         raise ConnectionError(str(exc)) from exc
     except exceptions.RedisError as exc:
         raise ErrorReply(str(exc)) from exc
+    except (TypeError, ValueError) as exc:
+        raise RespError(str(exc)) from exc  # redis-py takes a reply to be well-formed
 
 
 async def _cancellable(call: Awaitable[Any]) -> Any:

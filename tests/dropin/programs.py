@@ -6,6 +6,7 @@ The backends differ in one line and an import. Every program returns what is com
 import json
 import os
 import sys
+import tempfile
 from datetime import timedelta
 
 import numpy as np
@@ -236,6 +237,76 @@ def groups(rank, world_size):
     return results
 
 
+def averages(rank, world_size):
+    """What gloo does not have: compared with what it comes from."""
+    results = []
+    for dtype in DTYPES[:4]:
+        mean = values(rank, dtype)
+        dist.all_reduce(mean, op=dist.ReduceOp.AVG)
+        every = torch.stack([values(r, torch.float64) for r in range(world_size)])
+        results.append(bool(torch.allclose(mean.double(), every.mean(0), rtol=1e-2)))
+        piece = torch.empty(2, dtype=dtype)
+        dist.reduce_scatter_tensor(
+            piece, torch.full((2 * world_size,), rank).to(dtype), op=dist.ReduceOp.AVG
+        )
+        results.append(piece.tolist() == [(world_size - 1) / 2] * 2)
+    return results
+
+
+def futures(rank, world_size):
+    """Work that is waited for by its future, and what is chained behind it."""
+    tensor = torch.full((5,), rank + 1.0)
+    work = dist.all_reduce(tensor, async_op=True)
+    chained = work.get_future().then(lambda future: future.value()[0] * 10)
+    doubled = chained.wait().tolist()
+    pieces = [torch.full((3,), rank * 1.0), torch.full((4,), rank + 0.5)]
+    with dist.distributed_c10d._coalescing_manager(async_ops=True) as together:
+        for piece in pieces:
+            dist.all_reduce(piece)
+    together.wait()
+    late = dist.broadcast(torch.ones(2), src=0, async_op=True)
+    late.wait()
+    return doubled, tensor.tolist(), [p.tolist() for p in pieces], late.is_completed()
+
+
+def ddp_accumulates(rank, world_size):
+    """Gradients of several batches in a step, synchronised in the last."""
+    net = nn.parallel.DistributedDataParallel(model(), gradient_as_bucket_view=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for number, (inputs, targets) in enumerate(batches(rank, 6)):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
+        if number % 3 < 2:
+            with net.no_sync():
+                loss.backward()
+            continue
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return sums(net)
+
+
+def zero_redundancy_of_views(rank, world_size):
+    """ZeRO-1 with flat parameters and SGD with momentum, whose state each rank keeps a part of."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    net = nn.parallel.DistributedDataParallel(model(), static_graph=True)
+    optimizer = ZeroRedundancyOptimizer(
+        net.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9, parameters_as_bucket_view=True
+    )
+    return train(net, optimizer, rank), sums(net), len(optimizer.optim.state) < 10
+
+
+def join_with_zero_redundancy(rank, world_size):
+    from torch.distributed.algorithms.join import Join
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    net = nn.parallel.DistributedDataParallel(nn.Linear(20, 3))
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.Adam, lr=0.01)
+    with Join([net, optimizer]):
+        train(net, optimizer, rank, steps=2 + rank)
+    return sums(net)
+
+
 def overlapping(rank, world_size):
     tensors = [torch.full((1000 * (i + 1),), float(i * (rank + 1))) for i in range(10)]
     works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
@@ -262,6 +333,100 @@ def accelerated(rank, world_size):
         optimizer.zero_grad()
         losses.append(accelerator.gather(loss.detach()).tolist())
     return accelerator.num_processes, losses, sums(net)
+
+
+def shared_folder():
+    """A folder that all ranks know, of the first one's choice."""
+    chosen = [tempfile.mkdtemp()] if dist.get_rank() == 0 else [None]
+    dist.broadcast_object_list(chosen, src=0)
+    return chosen[0]
+
+
+def accelerated_in_full(rank, world_size):
+    """Accumulation, clipping, bf16, gathering, objects, saving and going on from what was saved."""
+    from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list, gather_object, set_seed
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    set_seed(3)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="bf16")
+    data = torch.utils.data.TensorDataset(*(torch.cat(t) for t in zip(*batches(7, 8), strict=True)))
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    net, optimizer, loader, schedule = accelerator.prepare(net, optimizer, loader, schedule)
+    folder, seen, losses = shared_folder(), [], []
+
+    def epoch():
+        for inputs, targets in loader:
+            with accelerator.accumulate(net):
+                with accelerator.autocast():
+                    loss = nn.functional.cross_entropy(net(inputs), targets)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            seen.append(accelerator.gather_for_metrics(targets).tolist())
+            losses.append(accelerator.reduce(loss.detach(), "mean").item())
+
+    epoch()
+    accelerator.save_state(folder)
+    epoch()
+    after, first = sums(net), len(losses) // 2
+    accelerator.load_state(folder)
+    epoch()
+    again = [abs(a - b) < 1e-6 for a, b in zip(after, sums(net), strict=True)]
+    padded = accelerator.pad_across_processes(torch.ones(1 + rank), dim=0).tolist()
+    said = gather_object([f"rank {rank}"]), broadcast_object_list([rank, "x"], 1)
+    accelerator.wait_for_everyone()
+    return accelerator.num_processes, losses[: 2 * first], again, seen, padded, said, after
+
+
+def fabricated_in_full(rank, world_size):
+    """Accumulation, bf16, gathering, saving and loading with Fabric's own calls."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    environment = LightningEnvironment()
+    environment.set_world_size(world_size)
+    environment.set_global_rank(rank)
+    strategy = DDPStrategy(
+        cluster_environment=environment, process_group_backend=dist.get_backend()
+    )
+    fabric = Fabric(
+        accelerator="cpu", devices=world_size, strategy=strategy, precision="bf16-mixed"
+    )
+    fabric.launch()
+    net = model()
+    net, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    data = torch.utils.data.TensorDataset(*(torch.cat(t) for t in zip(*batches(7, 8), strict=True)))
+    loader = fabric.setup_dataloaders(torch.utils.data.DataLoader(data, batch_size=4))
+    losses = []
+    for number, (inputs, targets) in enumerate(loader):
+        accumulates = number % 2 == 0
+        with fabric.no_backward_sync(net, enabled=accumulates):
+            loss = nn.functional.cross_entropy(net(inputs), targets)
+            fabric.backward(loss)
+        if not accumulates:
+            fabric.clip_gradients(net, optimizer, max_norm=1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(fabric.all_gather(loss.detach()).flatten().tolist())
+    path = os.path.join(fabric.broadcast(shared_folder()), "state.ckpt")
+    fabric.save(path, {"model": net, "optimizer": optimizer, "losses": len(losses)})
+    held = sums(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    rest = fabric.load(path, {"model": net, "optimizer": optimizer})
+    fabric.barrier()
+    return fabric.world_size, losses, held, sums(net) == held, rest["losses"]
 
 
 def fabricated(rank, world_size):

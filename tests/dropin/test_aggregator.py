@@ -1,6 +1,8 @@
 """What `smlt.Aggregator` computes, against float64 NumPy."""
 
 import array
+import ctypes
+import mmap
 import threading
 
 import numpy as np
@@ -132,6 +134,42 @@ def test_it_takes_whatever_shares_its_memory(ranks):
     for values in ranks.values(3, act, f"memory://{ranks.job}"):
         for value in values:
             assert np.unique(value).tolist() == [1.0]
+
+
+class OnlyDlpack:
+    """Of another library: it shares its memory by DLPack and by nothing else."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_it_takes_dlpack_and_every_buffer(ranks):
+    def act(aggregator, rank):
+        inside = np.full((2, 3), rank, np.float32)
+        wide = np.full(4, rank, np.float64)
+        doubles = (ctypes.c_double * 3)(*[rank] * 3)
+        octets = bytearray([10 * rank] * 5)
+        room = mmap.mmap(-1, 16)
+        view = memoryview(room).cast("f")
+        view[0] = view[3] = rank
+        backwards = memoryview(np.full(6, rank, np.int32))[::-2]
+        grads = [OnlyDlpack(inside), OnlyDlpack(wide), doubles, octets, view, backwards]
+        aggregator.allreduce(grads)
+        aggregator.broadcast(OnlyDlpack(inside), root=1)
+        gathered = aggregator.all_gather(OnlyDlpack(np.full(2, rank)))
+        results = [*inside.flat, *wide, *doubles, view[0], view[3], *backwards]
+        return results, list(octets), gathered.tolist()
+
+    for values, octets, gathered in ranks.values(3, act, f"memory://{ranks.job}"):
+        assert set(values) == {1.0}
+        assert octets == [10] * 5
+        assert gathered == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_dicts_may_be_in_any_order(ranks):

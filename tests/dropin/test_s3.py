@@ -99,6 +99,14 @@ def test_faults_of_s3_change_no_mean(ranks, moto, bucket, seed):
 
 
 @pytest.mark.slow
+def test_an_express_bucket_is_the_same_code(ranks, moto, bucket):
+    """Of S3 Express: sessions instead of signatures, whole directories, in no order."""
+    url = moto.bucket("dropin--use1-az4--x-s3")
+    for means, _ in ranks.values(3, steps, url):
+        assert means == [1.0 + step for step in range(STEPS)]
+
+
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named(ranks, bucket):
     for error in ranks.run(3, steps, bucket, ranks=[0, 2], time_limit_s=3.0):
         assert isinstance(error, RankMissingError)

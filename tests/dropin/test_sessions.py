@@ -18,6 +18,7 @@ from smlt.errors import (
     ConfigError,
     RankMissingError,
     SmltError,
+    StoreFullError,
     StoreLostError,
     StoreUnreachableError,
     UserError,
@@ -116,6 +117,63 @@ def test_a_rank_that_stays_away_later_is_named_with_step_and_shard(ranks, url):
         assert "in step 1" in str(error)
         assert re.search("shard [01]", str(error))
     assert isinstance(results[2], SmltError)
+
+
+def test_a_rank_that_stays_away_from_an_exchange_is_named_with_the_step(ranks, url):
+    over = threading.Event()
+
+    def act(aggregator, rank):
+        step(aggregator, rank)
+        if rank == 2:
+            over.wait(15)
+        try:
+            return aggregator.all_gather(np.arange(3))
+        finally:
+            over.set()
+
+    results = ranks.run(3, act, url, time_limit_s=1.5)
+
+    for error in results[:2]:
+        assert isinstance(error, RankMissingError)
+        assert "rank 2 of job" in str(error)
+        assert "in step 1" in str(error)
+
+
+def test_a_slow_rank_is_waited_for(ranks, url):
+    """Within the limit it is on nobody's nerves, however often it is late."""
+
+    def act(aggregator, rank):
+        means = []
+        for _ in range(3):
+            time.sleep(1.5 if rank == 1 else 0)
+            means.append(step(aggregator, rank))
+        return means
+
+    assert ranks.values(3, act, url, time_limit_s=10) == [[1.0] * 3] * 3
+
+
+def test_a_full_server_is_named_and_nothing_is_corrupted(ranks, tmp_path):
+    """Other jobs of the server go on, as long as they find room; so does this one, with more."""
+    options = ("--maxmemory", "24mb", "--maxmemory-policy", "noeviction")
+    with ValkeyServer(tmp_path / "small.sock", *options) as server:
+        small = open_rank(server.url, "small", 0, 1)
+        with small:
+            step(small, 0)
+
+            def act(aggregator, rank):
+                values = [step(aggregator, rank)]
+                aggregator.allreduce(np.random.default_rng(rank).random(12_000_000, np.float32))
+                return values
+
+            results = ranks.run(2, act, server.url)
+            for error in results:
+                assert isinstance(error, SmltError), error
+                assert "\n" not in str(error)
+            assert any(isinstance(error, StoreFullError) for error in results), results
+            assert step(small, 0) == 0.0
+            with server.client() as admin:
+                admin.config_set("maxmemory", "400mb")
+            assert ranks.values(2, step, server.url) == [0.5, 0.5]
 
 
 def test_a_rank_that_fails_ends_the_job_for_all_at_once(ranks, url):
@@ -287,7 +345,9 @@ def test_a_killed_rank_is_missed_by_its_lease_and_can_come_again(ranks, valkey):
         began = time.monotonic()
         [(mean, sentence)] = ranks.values(2, act, valkey.url, ranks=[0], lease_s=1.0)
     assert mean == 0.5
-    assert "step" in sentence
+    assert re.search(
+        r"step \d+ waits for (shard \d of rank 1|the mean of shard \d by rank 1)", sentence
+    )
     assert time.monotonic() - began < 20
     assert ranks.values(2, step, valkey.url, lease_s=1.0) == [0.5, 0.5]
 

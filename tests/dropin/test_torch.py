@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -66,11 +65,13 @@ def test_a_script_gives_the_same_on_gloo_and_on_smlt(tmp_path, valkey, job):
     programs = [
         *("ddp", "ddp_unused_parameters", "ddp_static_graph_and_bucket_views", "ddp_compressed"),
         *("join_uneven_inputs", "zero_redundancy", "groups", "objects", "messages"),
-        *("reductions", "movements", "reduce_scatters", "overlapping"),
+        *("reductions", "movements", "reduce_scatters", "overlapping", "futures"),
+        *("ddp_accumulates", "zero_redundancy_of_views", "join_with_zero_redundancy"),
     ]
     gloo = run("gloo", f"file://{tmp_path}/rendezvous", 3, programs)
-    smlt = run("smlt", f"smlt+{valkey.url}?job={job}", 3, programs)
+    smlt = run("smlt", f"smlt+{valkey.url}?job={job}", 3, [*programs, "averages"])
 
+    assert all(all(results["averages"]) for results in smlt)
     for program in programs:
         for rank in range(3):
             assert_close(gloo[rank][program], smlt[rank][program], f"{program} on rank {rank}")
@@ -131,10 +132,7 @@ def test_it_runs_on_every_store(tmp_path, valkey, job, kind, monkeypatch, gloo_o
 
 
 def test_accelerate_and_fabric_run_on_it(tmp_path, valkey, job):
-    packages = {"accelerate": "accelerated", "lightning_fabric": "fabricated"}
-    programs = [program for name, program in packages.items() if importlib.util.find_spec(name)]
-    if not programs:
-        pytest.skip("neither accelerate nor lightning-fabric is installed")
+    programs = ["accelerated", "accelerated_in_full", "fabricated", "fabricated_in_full"]
     gloo = run("gloo", f"file://{tmp_path}/rendezvous", 2, programs)
     smlt = run("smlt", f"smlt+redis://127.0.0.1:{valkey.port}/0?job={job}", 2, programs)
 

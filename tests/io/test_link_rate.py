@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from parameter_store_contract import mark, put
-from servers import ValkeyServer
+from servers import ValkeyServer, cluster_of
 
 from smlt.errors import ConfigError
 from smlt.io.link_rate import TokenBucket, paced, take_rate
@@ -44,22 +44,43 @@ def server(tmp_path):
         yield server
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp", "several"])
-def test_store_is_as_slow_as_its_link(server, tmp_path, kind):
-    mbps, nbytes = 8.0, 400_000
+@pytest.fixture
+def cluster(tmp_path):
+    with cluster_of(3, tmp_path) as nodes:
+        yield f"redis://127.0.0.1:{nodes[2].port}?cluster=true"
+
+
+@pytest.fixture
+def bucket(moto, credentials):
+    return moto.bucket("slow-link")
+
+
+@pytest.fixture
+def url(request, server):
     tcp = f"redis://127.0.0.1:{server.port}/0"
-    url = {"unix": server.url, "tcp": tcp, "several": f"{tcp},{server.url}"}[kind]
+    urls = {"unix": server.url, "tcp": tcp, "several": f"{tcp},{server.url}"}
+    return urls.get(request.param) or request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["unix", "tcp", "several"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("cluster", "bucket")],
+    indirect=True,
+)
+def test_store_is_as_slow_as_its_link(url):
+    mbps, nbytes = 8.0, 400_000
     frames = [np.random.default_rng(i).bytes(nbytes) for i in range(4)]
 
     async def run():
         async with open_parameter_store(paced(url, mbps), time_limit_s=10) as store:
-            await mark(store, "k")
+            await mark(store, "{k}")
             begun = time.monotonic()
-            await asyncio.gather(*(put(store, "k", str(i), [f]) for i, f in enumerate(frames)))
+            await asyncio.gather(*(put(store, "{k}", str(i), [f]) for i, f in enumerate(frames)))
             put_s, begun = time.monotonic() - begun, time.monotonic()
             room = [np.empty(nbytes, np.uint8) for _ in frames]
             got = await asyncio.gather(
-                *(store.get(f"k{i}", into=r.data) for i, r in enumerate(room))
+                *(store.get(f"{{k}}{i}", into=r.data) for i, r in enumerate(room))
             )
             return put_s, time.monotonic() - begun, [bytes(g) for g in got]
 
