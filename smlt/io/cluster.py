@@ -12,9 +12,10 @@ from redis import exceptions
 from redis.asyncio.cluster import ClusterNode
 
 from smlt.errors import ConfigError, StoreUnreachableError
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore, all_requests
+from smlt.io.parameter_store import Notice, ParameterStore, all_requests
 from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
+from smlt.io.routed_store import RoutedStore
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_errors import MovedError, ServerPatience
 from smlt.io.valkey import ValkeyStore
@@ -25,7 +26,7 @@ T = TypeVar("T")
 _MOST_MOVES = 5
 
 
-class ClusterStore(ParameterStore):
+class ClusterStore(RoutedStore):
     """Finds the node of a key's slot by redis-py's slot map, and is an ordinary store there.
 
     All keys of a generation carry one hash tag, so that a transaction, and a read of several
@@ -57,85 +58,29 @@ class ClusterStore(ParameterStore):
         return all_requests(self._nodes.values())
 
     async def mark(self, guard: str, *, ttl_s: float) -> None:
-        await self._at(guard, lambda node: node.mark(guard, ttl_s=ttl_s))
+        await self.at(guard, lambda node: node.mark(guard, ttl_s=ttl_s))
 
     async def check(self, guard: str) -> None:
-        await self._at(guard, lambda node: node.check(guard))
-
-    async def put(
-        self,
-        key: str,
-        frame: Sequence[Buffer],
-        *,
-        stream: str,
-        fields: Mapping[str, bytes],
-        guard: str,
-        ttl_s: float,
-        maxlen: int,
-        carried: bool = False,
-    ) -> None:
-        await self._at(
-            key,
-            lambda node: node.put(
-                key,
-                frame,
-                stream=stream,
-                fields=fields,
-                guard=guard,
-                ttl_s=ttl_s,
-                maxlen=maxlen,
-                carried=carried,
-            ),
-        )
-
-    async def get(
-        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
-    ) -> memoryview | None:
-        return await self._at(key, lambda node: node.get(key, into=into, max_bytes=max_bytes))
-
-    async def first(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        guard: str,
-        ttl_s: float,
-        stream: str = "",
-        fields: Mapping[str, bytes] | None = None,
-    ) -> bytes:
-        return await self._at(
-            key,
-            lambda node: node.first(
-                key, value, guard=guard, ttl_s=ttl_s, stream=stream, fields=fields
-            ),
-        )
-
-    async def announce(
-        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
-    ) -> None:
-        await self._at(stream, lambda node: node.announce(stream, fields, guard=guard, ttl_s=ttl_s))
+        await self.at(guard, lambda node: node.check(guard))
 
     async def read(
         self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
     ) -> list[Notice]:
         stream = next(iter(after))
-        return await self._at(stream, lambda node: node.read(after, wait_s=wait_s, limit=limit))
-
-    async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
-        await self._at(key, lambda node: node.renew(key, value, ttl_s=ttl_s))
+        return await self.at(stream, lambda node: node.read(after, wait_s=wait_s, limit=limit))
 
     async def values(self, keys: Sequence[str]) -> list[bytes | None]:
         return [value for same in _by_tag(keys) for value in await self._values(same)]
 
     async def _values(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await self._at(keys[0], lambda node: node.values(keys))
+        return await self.at(keys[0], lambda node: node.values(keys))
 
     async def discard(self, keys: Sequence[str]) -> None:
         for same in _by_tag(keys):
             await self._discard(same)
 
     async def _discard(self, keys: Sequence[str]) -> None:
-        await self._at(keys[0], lambda node: node.discard(keys))
+        await self.at(keys[0], lambda node: node.discard(keys))
 
     async def sweep(self, prefix: str) -> None:
         for node in (await self._slots()).get_primaries():
@@ -147,7 +92,7 @@ class ClusterStore(ParameterStore):
         self._nodes.clear()
         await self._forget()
 
-    async def _at(self, key: str, call: Callable[[ValkeyStore], Awaitable[T]]) -> T:
+    async def at(self, key: str, call: Callable[[ParameterStore], Awaitable[T]]) -> T:
         """Call the node that has the key's slot."""
         for _ in range(_MOST_MOVES):
             node = (await self._slots()).get_node_from_key(key)

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 import xxhash
 
@@ -23,7 +22,7 @@ from smlt.errors import (
     StoreFullError,
 )
 from smlt.io.file_lock import file_lock
-from smlt.io.object_store import Bytes, ObjectInfo, check_key, pieces
+from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, check_key, pieces
 
 OWN_DIRECTORY = ".smlt-store"
 """Holds temporary files and the lock; no key may begin with it."""
@@ -44,7 +43,7 @@ _REFUSED = {
 }
 
 
-class DirectoryStore:
+class DirectoryStore(ObjectStore):
     """Keeps each object as the file of its key under ``root``, which the first write creates.
 
     A write goes to a temporary file, is flushed to the disk and then renamed, so that an object
@@ -62,12 +61,6 @@ class DirectoryStore:
     @property
     def url(self) -> str:
         return self._root.as_uri()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Do nothing: files are open only while they are read or written."""

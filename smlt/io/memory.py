@@ -11,12 +11,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import xxhash
 
 from smlt.errors import FrameError, NotFoundError, PreconditionError, StoreLostError
-from smlt.io.object_store import Bytes, ObjectInfo, check_key, pieces
+from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, check_key, pieces
 from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 
 Clock = Callable[[], float]
@@ -58,7 +57,7 @@ def _contents(name: str) -> _Contents:
     return _CONTENTS.setdefault(name, _Contents())
 
 
-class MemoryObjectStore:
+class MemoryObjectStore(ObjectStore):
     """An object store that lives as long as the process; clients of one name share it."""
 
     def __init__(self, name: str) -> None:
@@ -68,12 +67,6 @@ class MemoryObjectStore:
     @property
     def url(self) -> str:
         return f"memory://{self._name}"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Do nothing: the contents belong to all clients of the name."""

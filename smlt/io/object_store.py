@@ -33,9 +33,11 @@ class ObjectStore(Protocol):
         """What ``open_object_store`` needs to reach the same store from another process."""
         ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
-    async def __aexit__(self, *exc_info: object) -> None: ...
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close the connections, if it has any. Idempotent."""

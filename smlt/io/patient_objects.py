@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from smlt.errors import PreconditionError, StoreUnreachableError
 from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, pieces
@@ -24,7 +24,7 @@ PAUSE_S = 1.0
 """Between two calls; the store's own client has insisted before."""
 
 
-class PatientObjects:
+class PatientObjects(ObjectStore):
     """Another object store, whose calls are made again while it is unreachable.
 
     It belongs to whoever opened it: closing is left to them.
@@ -50,12 +50,6 @@ class PatientObjects:
     @property
     def url(self) -> str:
         return self._store.url
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Do nothing: the store is its owner's to close."""

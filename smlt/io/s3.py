@@ -7,10 +7,10 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from smlt.errors import NotFoundError, PreconditionError, SmltError
-from smlt.io.object_store import Bytes, ObjectInfo, check_key, pieces
+from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, check_key, pieces
 from smlt.io.s3_address import S3Address
 from smlt.io.s3_client import S3Client
 from smlt.io.s3_errors import BehindEndError
@@ -27,7 +27,7 @@ Read = Callable[[int, int], Awaitable[bytes]]
 """Returns the bytes from an offset up to another one."""
 
 
-class S3ObjectStore:
+class S3ObjectStore(ObjectStore):
     """Keeps each object under ``prefix/key``. Belongs to one event loop; ``close`` it there.
 
     Etags are S3's own. A write carries a mark of its writer, by which one whose answer was lost is
@@ -46,12 +46,6 @@ class S3ObjectStore:
     def requests(self) -> Mapping[str, int]:
         """How many requests of each kind were sent."""
         return self._client.requests
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
 
     async def get(self, key: str) -> tuple[bytes, str]:
         answer = await self._client.call("get_object", f"read {key}", Key=self._name(key))

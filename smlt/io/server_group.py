@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import xxhash
 
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore, all_requests
+from smlt.io.parameter_store import Notice, ParameterStore, all_requests
+from smlt.io.routed_store import RoutedStore
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ _Reading = tuple[int, tuple[tuple[str, str], ...], int]
 """A server, the ids to read behind, and the most to read."""
 
 
-class ServerGroup(ParameterStore):
+class ServerGroup(RoutedStore):
     """A frame and its notice lie on one server, which rendezvous hashing chooses by the key.
 
     All clients give the servers in one order. A stream has a part on every server, so the id of a
@@ -49,53 +50,6 @@ class ServerGroup(ParameterStore):
 
     async def check(self, guard: str) -> None:
         await _all(server.check(guard) for server in self._servers)
-
-    async def put(
-        self,
-        key: str,
-        frame: Sequence[Buffer],
-        *,
-        stream: str,
-        fields: Mapping[str, bytes],
-        guard: str,
-        ttl_s: float,
-        maxlen: int,
-        carried: bool = False,
-    ) -> None:
-        await self._server(key).put(
-            key,
-            frame,
-            stream=stream,
-            fields=fields,
-            guard=guard,
-            ttl_s=ttl_s,
-            maxlen=maxlen,
-            carried=carried,
-        )
-
-    async def get(
-        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
-    ) -> memoryview | None:
-        return await self._server(key).get(key, into=into, max_bytes=max_bytes)
-
-    async def first(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        guard: str,
-        ttl_s: float,
-        stream: str = "",
-        fields: Mapping[str, bytes] | None = None,
-    ) -> bytes:
-        return await self._servers[0].first(
-            key, value, guard=guard, ttl_s=ttl_s, stream=stream, fields=fields
-        )
-
-    async def announce(
-        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
-    ) -> None:
-        await self._servers[0].announce(stream, fields, guard=guard, ttl_s=ttl_s)
 
     async def read(
         self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
@@ -163,9 +117,6 @@ class ServerGroup(ParameterStore):
                 notices.append(Notice(notice.stream, joined, notice.fields))
         return notices
 
-    async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
-        await self._servers[0].renew(key, value, ttl_s=ttl_s)
-
     async def values(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._servers[0].values(keys)
 
@@ -183,10 +134,14 @@ class ServerGroup(ParameterStore):
         for server in self._servers:
             await server.close()
 
-    def _server(self, key: str) -> ParameterStore:
+    async def at(self, key: str, call: Callable[[ParameterStore], Awaitable[T]]) -> T:
+        return await call(self._servers[0])
+
+    async def at_frame(self, key: str, call: Callable[[ParameterStore], Awaitable[T]]) -> T:
         """Rendezvous hashing: the server whose number mixes with the key to the highest hash."""
         data, numbers = key.encode(), range(len(self._servers))
-        return self._servers[max(numbers, key=lambda n: xxhash.xxh3_64_intdigest(data, seed=n))]
+        chosen = max(numbers, key=lambda n: xxhash.xxh3_64_intdigest(data, seed=n))
+        return await call(self._servers[chosen])
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
