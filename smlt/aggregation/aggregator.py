@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -13,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from smlt.aggregation import options
 from smlt.aggregation.arrays import Item, is_wide, item, items, layout_of, stacked
 from smlt.aggregation.averaging import Averaging
 from smlt.aggregation.background import EventLoopThread
@@ -21,7 +21,7 @@ from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
 from smlt.aggregation.wire import check_dtype
 from smlt.config.sharding import sharding
-from smlt.errors import ConfigError, UserError
+from smlt.errors import ConfigError
 from smlt.io.stores import open_parameter_store
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,199}")
@@ -41,9 +41,6 @@ def open_session(
         )
     if not 0 <= rank < spec.world_size:
         raise ConfigError(f"rank {rank} is outside a world of {spec.world_size}: they begin at 0")
-    for name in ("step_s", "lease_s", "heartbeat_s", "store_s"):
-        if not getattr(limits, name) > 0:
-            raise ConfigError(f"{name.removesuffix('_s')} limits are seconds, more than 0")
     store = open_parameter_store(url, time_limit_s=limits.store_s)
     return Session(store, job, rank, spec, limits)
 
@@ -64,8 +61,13 @@ class AsyncAggregator:
         wire_dtype: str = "fp32",
         lease_s: float | None = None,
     ) -> None:
+        url, job = options.text("url", url), options.text("job", job)
+        rank, world_size = options.whole("rank", rank), options.whole("world_size", world_size)
         shard_bytes, aggregators = sharding(
-            url, world_size, shard_mb=shard_mb, aggregators=aggregators
+            url,
+            world_size,
+            shard_mb=None if shard_mb is None else options.positive("shard_mb", shard_mb),
+            aggregators=None if aggregators is None else options.whole("aggregators", aggregators),
         )
         spec = SessionSpec(
             world_size=world_size,
@@ -73,7 +75,11 @@ class AsyncAggregator:
             aggregators=aggregators,
             wire_dtype=check_dtype(wire_dtype),
         )
-        limits = SessionLimits.of(url, time_limit_s, lease_s)
+        limits = SessionLimits.of(
+            url,
+            options.positive("time_limit_s", time_limit_s),
+            None if lease_s is None else options.positive("lease_s", lease_s),
+        )
         self.rank = rank
         self.world_size = world_size
         self._session = open_session(url, job, rank, spec, limits)
@@ -100,12 +106,11 @@ class AsyncAggregator:
 
     async def allreduce(self, grads: Any, weight: float = 1.0) -> None:
         """See ``Aggregator.allreduce``."""
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"weight={weight} is no weight: give a number of samples, 0 or more")
+        counts = options.weight(weight)
         found = items(grads)
         for each in found:
             is_wide(each)
-        await self._next(lambda _, averaging: averaging.begin(found, weight))
+        await self._next(lambda _, averaging: averaging.begin(found, counts))
 
     async def reduce_scatter(self, array: Any) -> NDArray[Any]:
         """See ``Aggregator.reduce_scatter``."""
@@ -127,8 +132,7 @@ class AsyncAggregator:
 
     async def broadcast(self, arrays: Any, root: int = 0) -> None:
         """See ``Aggregator.broadcast``."""
-        if not 0 <= root < self.world_size:
-            raise UserError(f"root {root} is outside a world of {self.world_size}")
+        root = options.root(root, self.world_size)
         found = items(arrays, "arrays")
         parts = [each.raw() for each in found]
         data = np.concatenate([np.empty(0, np.uint8), *parts])
@@ -232,8 +236,8 @@ class Aggregator:
             wire_dtype=wire_dtype,
             lease_s=lease_s,
         )
-        self.rank = rank
-        self.world_size = world_size
+        self.rank = self._twin.rank
+        self.world_size = self._twin.world_size
         self._thread = EventLoopThread(f"smlt-aggregator-{rank}")
 
     @property

@@ -162,12 +162,18 @@ def writable(name: str, value: Any) -> Item:
         UserError: as ``items``.
     """
     found = item(name, value)
-    if isinstance(found, NumpyItem) and not found.array.flags.writeable:
+    if isinstance(found, NumpyItem):
+        is_writable = found.array.flags.writeable
+    else:
+        # Of an expanded tensor several elements lie at one place.
+        sizes = zip(found.shape, found.tensor.stride(), strict=True)
+        is_writable = all(size < 2 or stride for size, stride in sizes)
+    if not is_writable:
         raise UserError(f"{name} cannot be written to, and the result belongs there: pass a copy")
     return found
 
 
-def item(name: str, value: Any) -> Item:
+def item(name: str, value: Any) -> NumpyItem | TorchItem:
     """Wrap one array.
 
     Raises:
@@ -179,6 +185,8 @@ def item(name: str, value: Any) -> Item:
     if torch is not None and isinstance(value, torch.Tensor):
         if value.layout != torch.strided:
             raise UserError(f"{name} is a {value.layout} tensor: pass a dense one")
+        if value.device.type == "meta":
+            raise UserError(f"{name} is on torch's meta device, which holds no numbers")
         return TorchItem(name, value.detach(), torch)
     array = _array(name, value)
     if array.dtype.hasobject or not array.dtype.isnative:

@@ -117,10 +117,16 @@ class Averaging:
             loop.call_soon_threadsafe(readiness.announce, shard)
 
         filling = asyncio.create_task(asyncio.to_thread(_fill, flat, found, weight, plan, announce))
+        reducing = asyncio.create_task(reduction())
         try:
-            await reduction()
+            await asyncio.wait([filling, reducing], return_when=asyncio.FIRST_EXCEPTION)
+            if filling.done() and (exc := filling.exception()) is not None:
+                error = UserError(f"an array cannot be read: {type(exc).__name__} {exc}")
+                raise await self._group.session.fail(error) from exc
+            await reducing
         finally:
-            await filling
+            reducing.cancel()
+            await asyncio.gather(filling, reducing, return_exceptions=True)
         await asyncio.to_thread(_spill, flat, found)
         if len(self._buffers) < _KEPT_BUFFERS:
             self._buffers.append(flat)

@@ -72,6 +72,7 @@ class Exchange:
 
     async def run(self) -> None:
         """Read announcements until cancelled; a store that fails fails every wait."""
+        self._store.on_demand(self._after)
         try:
             while True:
                 for notice in await self._store.read(self._after, wait_s=_READ_S):

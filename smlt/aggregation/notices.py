@@ -81,6 +81,7 @@ class Notices:
 
     async def run(self) -> None:
         """Read until cancelled; a store that fails fails every wait."""
+        self._store.on_demand([self._contributions, self._means])
         try:
             while True:
                 for notice in await self._store.read(self._after, wait_s=_READ_S):

@@ -35,6 +35,7 @@ class StoreLog:
 
     async def run(self) -> None:
         """Replay until cancelled; a store that fails fails every wait."""
+        self._store.on_demand(self._after)
         try:
             while True:
                 for notice in await self._store.read(self._after, wait_s=_READ_S):

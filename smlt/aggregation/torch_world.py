@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import Store
 from smlt.aggregation.aggregator import open_session
 from smlt.aggregation.background import EventLoopThread
 from smlt.aggregation.group import Group
+from smlt.aggregation.options import positive
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.store_log import StoreLog
 from smlt.config.sharding import sharding
@@ -68,7 +69,11 @@ class World:
             lanes=_LANES,
         )
         lease_s = float(options["lease_s"]) if "lease_s" in options else None
-        limits = SessionLimits.of(url, limit_s, lease_s)
+        limits = SessionLimits.of(
+            url,
+            positive("timeout", limit_s),
+            None if lease_s is None else positive("lease_s", lease_s),
+        )
         self.thread = EventLoopThread(f"smlt-torch-{self.rank}")
         self._session = open_session(url, options["job"], self.rank, spec, limits)
         self._resources = contextlib.AsyncExitStack()

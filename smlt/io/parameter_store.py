@@ -141,11 +141,15 @@ class ParameterStore(Protocol):
         """
         ...
 
-    def expecting(self, stream: str) -> AbstractContextManager[None]:
-        """Say that somebody waits for a notice of this stream, for as long as the context lasts.
+    def on_demand(self, streams: Iterable[str]) -> None:
+        """Say that notices of these streams are of interest only while somebody expects them.
 
-        A store that has to look for notices looks only then, once it has been told of a stream.
+        A store that has to look for notices, and pays for each look, then saves the others.
         """
+        return None  # noqa: RET501
+
+    def expecting(self, stream: str) -> AbstractContextManager[None]:
+        """Say that somebody waits for a notice of this stream, for as long as the context lasts."""
         return nullcontext()
 
     async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:

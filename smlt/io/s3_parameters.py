@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -163,18 +163,22 @@ class S3ParameterStore(ParameterStore):
         end = loop.time() + wait_s
         streams = [self._stream(stream) for stream in after]
         while True:
-            last_look = loop.time() >= end
-            await asyncio.gather(*(self._look(stream, at_once=last_look) for stream in after))
+            # Who does not wait wants to know what is there now; who has waited has been looking.
+            await asyncio.gather(*(self._look(stream, at_once=wait_s <= 0) for stream in after))
             found = []
             for known, last in zip(streams, after.values(), strict=True):
                 start = int(last.partition("-")[0])
                 found += known.notices[start : start + limit]
-            if found or last_look:
+            if found or loop.time() >= end:
                 return found
             due = min(end, *(known.pace.due for known in streams))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._stir.wait()
+
+    def on_demand(self, streams: Iterable[str]) -> None:
+        for stream in streams:
+            self._stream(stream).pace.on_demand = True
 
     @contextlib.contextmanager
     def expecting(self, stream: str) -> Iterator[None]:

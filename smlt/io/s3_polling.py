@@ -12,13 +12,13 @@ _NEVER = float("inf")
 class Pace:
     """How often to list one stream, by the event loop's clock.
 
-    The longer nothing comes, the seldomer. A stream that somebody has once said to wait for is
-    listed only while somebody does.
+    The longer nothing comes, the seldomer. A stream that is ``on_demand`` is listed only while
+    somebody waits for it.
     """
 
     def __init__(self, now: float) -> None:
+        self.on_demand = False
         self._waiting = 0
-        self._is_on_demand = False
         self._since = now
         """The last news, or the begin of the wait for them."""
         self._looked = -_NEVER
@@ -26,7 +26,7 @@ class Pace:
     @property
     def due(self) -> float:
         """When to look next."""
-        if self._is_on_demand and not self._waiting:
+        if self.on_demand and not self._waiting:
             return _NEVER
         waited_s = max(0.0, self._looked - self._since)
         return self._looked + min(max(_SHARE * waited_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
@@ -39,7 +39,6 @@ class Pace:
 
     def begin(self, now: float) -> None:
         """Somebody waits from now on."""
-        self._is_on_demand = True
         if not self._waiting:
             self._since = now
         self._waiting += 1

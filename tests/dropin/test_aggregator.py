@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smlt.aggregation.arrays import NumpyItem
 from smlt.errors import UserError
 
 
@@ -172,6 +173,16 @@ def test_it_takes_dlpack_and_every_buffer(ranks):
         assert gathered == [[0, 0], [1, 1], [2, 2]]
 
 
+def test_numpy_s_numbers_are_numbers(ranks):
+    def act(aggregator, rank):
+        grads = np.full(3, rank, np.float32)
+        aggregator.allreduce(grads, weight=np.float32(2))
+        aggregator.broadcast(grads, root=np.int64(0))
+        return grads[0]
+
+    assert ranks.values(np.int64(1), act, f"memory://{ranks.job}", ranks=[np.int64(0)]) == [0.0]
+
+
 def test_dicts_may_be_in_any_order(ranks):
     def act(aggregator, rank):
         names = ["a", "b", "c"][:: 1 - 2 * rank]
@@ -261,6 +272,11 @@ def test_nothing_stays_in_the_store(ranks, valkey):
         ([np.zeros(2, complex)], "is of complex128, which has no average"),
         ([bytes(4)], "cannot be written to"),
         ([torch.zeros(2, 2).to_sparse()], "sparse_coo tensor: pass a dense one"),
+        ([torch.zeros(2, device="meta")], "meta device, which holds no numbers"),
+        ([torch.zeros(1).expand(3)], "cannot be written to"),
+        ([np.zeros(2, ">f4")], "not numbers in this machine's byte order"),
+        ({"a": {"b": np.zeros(1)}}, "grads\\['a'\\] is a dict: pass NumPy arrays"),
+        (np.float32(1), "cannot be written to"),
     ],
 )
 def test_what_cannot_be_averaged_is_refused_in_a_sentence(ranks, bad, sentence):
@@ -271,7 +287,25 @@ def test_what_cannot_be_averaged_is_refused_in_a_sentence(ranks, bad, sentence):
         ranks.values(1, act, f"memory://{ranks.job}")
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_an_array_that_cannot_be_read_ends_the_job_for_all(ranks, monkeypatch):
+    read = NumpyItem.read
+
+    def fail_on_the_second(self, out):
+        if self.name == "grads['1']" and self.array[0] == 1:
+            raise OSError("the disk behind it is gone")
+        read(self, out)
+
+    monkeypatch.setattr(NumpyItem, "read", fail_on_the_second)
+
+    def act(aggregator, rank):
+        aggregator.allreduce([np.full(3000, rank, np.float32), np.full(3000, rank, np.float32)])
+
+    for error in ranks.run(2, act, f"memory://{ranks.job}", shard_mb=0.01, limit_s=20):
+        assert isinstance(error, UserError)
+        assert "cannot be read: OSError the disk behind it is gone" in str(error)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 1e300, "8", None, 1j, True])
 def test_a_weight_is_a_number_of_samples(ranks, weight):
     def act(aggregator, rank):
         aggregator.allreduce(np.ones(3, np.float32), weight=weight)

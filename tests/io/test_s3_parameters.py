@@ -177,11 +177,12 @@ def test_waiting_costs_a_listing_a_stream_less_and_less_often(opened, name):
     asyncio.run(scenario())
 
 
-def test_a_stream_is_listed_on_demand_once_somebody_has_said_to_wait(opened, name):
+def test_a_stream_on_demand_is_listed_while_somebody_waits(opened, name):
     async def scenario():
         async with opened() as store, opened() as writer:
             await mark(writer, name)
             stream = f"{name}stream"
+            store.on_demand([stream])
             reading = asyncio.create_task(store.read({stream: "0"}, wait_s=60))
 
             async def looked():
@@ -220,11 +221,12 @@ def test_the_pace_slackens_and_quickens():
     assert looks[-1] - looks[-2] == 2.0
     pace.looked(now, found=True)
     assert pace.due == now + 0.05
-    pace.begin(now)
-    pace.end()
+    pace.on_demand = True
     assert pace.due == float("inf")
     pace.begin(now + 10)
     assert pace.due == now + 0.05  # at once
+    pace.end()
+    assert pace.due == float("inf")
 
 
 def test_a_put_is_two_requests_and_a_fetch_is_one(opened, name):
