@@ -317,24 +317,6 @@ def overlapping(rank, world_size):
     return firsts
 
 
-def accelerated(rank, world_size):
-    from accelerate import Accelerator
-
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # wanted, and never used
-    accelerator = Accelerator(cpu=True)
-    net = model()
-    net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1))
-    losses = []
-    for inputs, targets in batches(rank, 4):
-        loss = nn.functional.cross_entropy(net(inputs), targets)
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(accelerator.gather(loss.detach()).tolist())
-    return accelerator.num_processes, losses, sums(net)
-
-
 def shared_folder():
     """A folder that all ranks know, of the first one's choice."""
     chosen = [tempfile.mkdtemp()] if dist.get_rank() == 0 else [None]
@@ -342,13 +324,13 @@ def shared_folder():
     return chosen[0]
 
 
-def accelerated_in_full(rank, world_size):
+def accelerated(rank, world_size):
     """Accumulation, clipping, bf16, gathering, objects, saving and going on from what was saved."""
     from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # wanted, and never used
     set_seed(3)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="bf16")
     data = torch.utils.data.TensorDataset(*(torch.cat(t) for t in zip(*batches(7, 8), strict=True)))
@@ -386,7 +368,7 @@ def accelerated_in_full(rank, world_size):
     return accelerator.num_processes, losses[: 2 * first], again, seen, padded, said, after
 
 
-def fabricated_in_full(rank, world_size):
+def fabricated(rank, world_size):
     """Accumulation, bf16, gathering, saving and loading with Fabric's own calls."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
@@ -427,32 +409,6 @@ def fabricated_in_full(rank, world_size):
     rest = fabric.load(path, {"model": net, "optimizer": optimizer})
     fabric.barrier()
     return fabric.world_size, losses, held, sums(net) == held, rest["losses"]
-
-
-def fabricated(rank, world_size):
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
-    from lightning_fabric.strategies import DDPStrategy
-
-    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    environment = LightningEnvironment()
-    environment.set_world_size(world_size)
-    environment.set_global_rank(rank)
-    strategy = DDPStrategy(
-        cluster_environment=environment, process_group_backend=dist.get_backend()
-    )
-    fabric = Fabric(accelerator="cpu", devices=world_size, strategy=strategy)
-    fabric.launch()
-    net = model()
-    net, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
-    losses = []
-    for inputs, targets in batches(rank, 4):
-        loss = nn.functional.cross_entropy(net(inputs), targets)
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        optimizer.step()
-        losses.append(fabric.all_reduce(loss.detach(), reduce_op="mean").item())
-    return fabric.world_size, losses, sums(net)
 
 
 def main():

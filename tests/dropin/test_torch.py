@@ -132,7 +132,7 @@ def test_it_runs_on_every_store(tmp_path, valkey, job, kind, monkeypatch, gloo_o
 
 
 def test_accelerate_and_fabric_run_on_it(tmp_path, valkey, job):
-    programs = ["accelerated", "accelerated_in_full", "fabricated", "fabricated_in_full"]
+    programs = ["accelerated", "fabricated"]
     gloo = run("gloo", f"file://{tmp_path}/rendezvous", 2, programs)
     smlt = run("smlt", f"smlt+redis://127.0.0.1:{valkey.port}/0?job={job}", 2, programs)
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load
 
 from jobs.harness import SMALL
+from smlt.report.events import read_events
 from tests.io.s3_servers import CREDENTIALS, S3Server
 
 OPTIONS = ("--workers", "2", "--steps", "20", "--json", "--quiet")
@@ -69,5 +70,8 @@ def test_a_bucket_is_a_parameter_store_too(place, server):
     plain = place.train(SMALL, *OPTIONS).check(0)
     assert ended.summary["weights_digest"] == plain.summary["weights_digest"]
     assert ended.summary["generations"] == 1
+    [folder] = place.run.glob(f"jobs/{ended.summary['job_id']}")
+    events = [e for e in read_events(folder / "events.jsonl") if e.name == "phases"]
+    assert sum(e.fields["requests"].get("PutObject", 0) for e in events) >= 2 * len(events)
     listing = server.client().list_objects_v2(Bucket="fast-enough", Prefix="shards/")
     assert [entry["Key"] for entry in listing.get("Contents", ())] == []

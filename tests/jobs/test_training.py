@@ -45,6 +45,7 @@ def test_every_rank_tells_where_its_time_went(place):
         moves = ("UL-shard", "DL-shard", "UL-aggr", "DL-grad")
         assert all(0 < phases[name] <= event.fields["seconds"] for name in ("compute", *moves))
         assert phases["overlap"] <= phases["compute"]
+        assert event.fields["requests"]["data"] >= 8  # shards and means, put and fetched
         shards = {name: set() for name in moves}
         for name, shard, _, began, ended_at in event.fields["spans"]:
             assert 0 <= began <= ended_at <= event.fields["seconds"] + 1e-6
