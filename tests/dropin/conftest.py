@@ -81,4 +81,6 @@ class Ranks:
 def ranks(job):
     before = set(threading.enumerate())
     yield Ranks(job)
-    assert set(threading.enumerate()) <= before, "a thread is left"
+    left = set(threading.enumerate()) - before
+    # Of the S3 server, which may not have noticed yet that its client is gone.
+    assert all("process_request" in thread.name for thread in left), "a thread is left"
