@@ -158,13 +158,14 @@ class Lead:
         """Write down that the job was stopped without waiting for its step."""
         self.progress.state = "stopped"
         state = job.state
-        await _sweep(store, state.job_id)
         stopped = Outcome("stopped", AT_ONCE, state.parent, None, state.generation)
         # An object store that is out is not waited for: the lease on the job lapses by itself.
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(_CUT_S):
                 await job.end("stopped", AT_ONCE, state.parent)
                 folder.write_summary(await summarise(self.progress, stopped, objects, folder))
+        # Only now: had another client taken over, what is in the store would be its own.
+        await _sweep(store, state.job_id)
 
 
 async def _sweep(store: ParameterStore, job_id: str) -> None:

@@ -3,22 +3,25 @@
 import asyncio
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from smlt.errors import CloudError
+from smlt.errors import CloudError, JobHeldError
 
 START_S = 30.0
 STOP_S = 10.0
+POLL_S = 0.02
 
 
 class EmbeddedCloud:
     """`async with EmbeddedCloud(run_dir) as cloud:` gives `endpoint`, `parameters`, `notices`.
 
     The cloud is a process in its own session. When this one dies it ends by itself, after its
-    linger time; on leaving the context it ends at once.
+    linger time; on leaving the context it ends at once, but not under another client who has taken
+    over the job (JobHeldError).
 
     Raises on entering:
         CloudError: it did not start; the text says why.
@@ -52,7 +55,7 @@ class EmbeddedCloud:
         if visible:
             self._arguments += ["--visible", *map(str, visible)]
         self._env = env
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._ready: dict[str, Any] = {}
 
     @property
@@ -89,22 +92,12 @@ class EmbeddedCloud:
         """Wait until the process ends by itself, as it never should; say how it did."""
         if self._process is None:
             raise CloudError("the embedded cloud has not been started")
-        code = await self._process.wait()
+        code = await _wait(self._process)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         return f"the embedded cloud {how}; see {self._run_dir / 'logs' / 'cloud.log'}"
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "smlt.embedded",
-            *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=self._env,
-        )
+        self._process = self._spawn()
         try:
             self._ready = await self._wait_until_ready(self._process)
         except BaseException:
@@ -112,14 +105,28 @@ class EmbeddedCloud:
             raise
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._stop()
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, JobHeldError):
+            self._leave()
+        else:
+            await self._stop()
 
-    async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # Not asyncio's: that kills what still runs when it is left, which another may use.
+        return subprocess.Popen(
+            [sys.executable, "-m", "smlt.embedded", *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env=self._env,
+        )
+
+    async def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         if process.stdout is None or process.stderr is None:
             raise CloudError("the embedded cloud was started without pipes")
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), START_S)
+            line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S)
         except TimeoutError as exc:
             raise CloudError(
                 f"the embedded cloud was not ready within {START_S:.0f} s; see "
@@ -128,7 +135,8 @@ class EmbeddedCloud:
         try:
             ready: dict[str, Any] = json.loads(line)
         except ValueError as exc:
-            words = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
+            said = await asyncio.to_thread(process.stderr.read)
+            words = said.decode(errors="replace").strip().splitlines()
             reason = words[-1] if words else "it ended without a word"
             raise CloudError(f"the embedded cloud did not start: {reason}") from exc
         return ready
@@ -141,8 +149,25 @@ class EmbeddedCloud:
         if process.stdin is not None:
             process.stdin.close()
         for signal_it in (process.terminate, process.kill):
-            with contextlib.suppress(ProcessLookupError):
-                signal_it()
+            signal_it()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_S)
-                return
+                await asyncio.wait_for(_wait(process), STOP_S)
+                break
+        # Not before: a thread may still read one, and would hold us up.
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close the pipes: the cloud takes its client for gone, and ends unless it is held."""
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+async def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process without a thread, which would outlive whoever does not wait any more."""
+    while True:
+        code = process.poll()
+        if code is not None:
+            return code
+        await asyncio.sleep(POLL_S)

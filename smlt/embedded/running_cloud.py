@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from smlt.errors import JobHeldError
+
 _ANSWER_S = 3.0
 _BEATS = 4
 
@@ -58,11 +60,13 @@ class RunningCloud:
         self._holding = asyncio.create_task(self._hold())
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._holding is not None:
             self._holding.cancel()
             await asyncio.gather(self._holding, return_exceptions=True)
-        await self._ask("DELETE", "cloud")
+        # Whoever has taken over the job uses it.
+        if not isinstance(error, JobHeldError):
+            await self._ask("DELETE", "cloud")
 
     async def _hold(self) -> None:
         while True:

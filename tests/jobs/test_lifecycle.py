@@ -55,6 +55,27 @@ def test_job_of_a_killed_client_is_attached_to_and_goes_on(place, digest):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("hostile", [False, True], ids=["wakes up", "is told to stop at once"])
+def test_client_that_wakes_up_after_another_has_taken_over_changes_nothing(place, digest, hostile):
+    job, gate = at_step_8(place)
+    job.signal(signal.SIGSTOP)
+    attached = place.start(job.folder.name, "--json", "--quiet", command="attach")
+    until(lambda: state_of(place, job)["token"] == 2, "the other client")
+    if hostile:
+        for _ in range(2):
+            job.signal(signal.SIGINT)
+    job.signal(signal.SIGCONT)
+    told = job.end(30)
+    assert told.code in ((1, 130) if hostile else (1,)), told
+    if told.code == 1:
+        assert f"process {attached.process.pid} on {os.uname().nodename}" in told.sentence
+    gate.open()
+    ended = attached.end().check(0)
+    assert ended.summary["weights_digest"] == digest
+    assert ended.summary["generations"] == 2
+
+
+@pytest.mark.slow
 def test_second_client_is_told_who_leads(place, digest):
     job, gate = at_step_8(place)
     refused = place.smlt("attach", job.folder.name).check(1)
