@@ -81,13 +81,14 @@ class Plan:
         workers = rng.choice([1, 2, 2, 3, 3, 4, 5])
         tests = rng.choice([0, 0, 5])
         determinism = rng.choice(["fast", "fast", EXACT])
+        size = rng.choice([16, 48, 100] * 8 + [LARGE])
         return cls(
             seed=seed,
             workers=workers,
             aggregators=rng.choice([None, 1, workers]),
             servers=rng.choice([1, 1, 1, 2, 3]),
             carries=rng.random() < 0.5,
-            size=rng.choice([16, 48, 100] * 8 + [LARGE]),
+            size=size,
             starts_from=rng.random() < 0.3,
             tests=tests,
             until=rng.choice([None, 55.0]) if tests else None,
@@ -95,8 +96,8 @@ class Plan:
             patience=rng.choice([None, 50]) if tests else None,
             determinism=determinism,
             wire_dtype="fp32" if determinism == EXACT else rng.choice(["fp32", "bf16", "fp16"]),
-            shard_bytes=rng.choice([64, 128, 1 << 20]),
-            epochs=rng.choice([2, 4, 6]),
+            shard_bytes=1 << 20 if size == LARGE else rng.choice([64, 128, 1 << 20]),
+            epochs=2 if size == LARGE else rng.choice([2, 4, 6]),
             checkpoint_s=rng.choice([60.0, 0.3, 0.1]),
             digest_steps=rng.choice([0, 1, 3]),
             limits=_limits(rng),
