@@ -37,7 +37,7 @@ class _Stream:
     newest: str = ""
     """The last of all names, in their order."""
     number: int = 0
-    """The last one of the ordered notices."""
+    """The last one of the ordered notices that are there, read or not."""
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     mine: list[str] = field(default_factory=list)
     """Names that this client has put there."""
@@ -252,18 +252,23 @@ class S3ParameterStore(ParameterStore):
         """Take the stream's next number; who comes too late for it takes one behind it."""
         body = pack(fields)
         while True:
-            await self._look(stream, at_once=True)
-            name = NoticeName.numbered(self._stream(stream).number + 1)
+            folder, known = self._notice(stream, ""), self._stream(stream)
+            start = NoticeName.numbered(known.number) if known.number else ""
+            async for name, _ in self._client.names(folder, f"announce on {stream}", start):
+                known.number = max(known.number, NoticeName.number(name[len(folder) :]))
+            number = known.number + 1
             try:
                 await self._put(
-                    self._notice(stream, name),
+                    f"{folder}{NoticeName.numbered(number)}",
                     f"announce on {stream}",
                     body,
                     IfNoneMatch="*",
                     Metadata=_life(ttl_s),
                 )
             except PreconditionError:
-                continue  # somebody has it, and the next look sees it
+                continue  # somebody has it, and the next listing tells
+            # A gap would be filled by somebody later, where readers have passed.
+            known.number = max(known.number, number)
             return
 
     def _stream(self, stream: str) -> _Stream:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-FIRST_PAUSE_S = 0.05
+FIRST_PAUSE_S = 0.25
+FIRST_PAUSE_ON_DEMAND_S = 0.05
 LONGEST_PAUSE_S = 2.0
 _SHARE = 0.5
 """Of the time that has been waited: so much later, at the most, news are found."""
@@ -28,8 +29,9 @@ class Pace:
         """When to look next."""
         if self.on_demand and not self._waiting:
             return _NEVER
+        first_s = FIRST_PAUSE_ON_DEMAND_S if self.on_demand else FIRST_PAUSE_S
         waited_s = max(0.0, self._looked - self._since)
-        return self._looked + min(max(_SHARE * waited_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        return self._looked + min(max(_SHARE * waited_s, first_s), LONGEST_PAUSE_S)
 
     def looked(self, now: float, *, found: bool) -> None:
         """Note a look, and whether there were any news."""
