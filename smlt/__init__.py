@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from smlt._version import __version__
 
 if TYPE_CHECKING:
-    from smlt.aggregation.aggregator import Aggregator, AsyncAggregator
+    from smlt.aggregation.aggregator import Aggregator
+    from smlt.aggregation.async_aggregator import AsyncAggregator
     from smlt.config import TrainConfig
     from smlt.continuation import Continuation
     from smlt.errors import SmltError
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "Aggregator": "smlt.aggregation.aggregator",
-    "AsyncAggregator": "smlt.aggregation.aggregator",
+    "AsyncAggregator": "smlt.aggregation.async_aggregator",
     "Continuation": "smlt.continuation",
     "Contribution": "smlt.worker.task",
     "Data": "smlt.worker.data_iterator",

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from torch import distributed
 from torch._C._distributed_c10d import Store
 
-from smlt.aggregation.aggregator import open_session
+from smlt.aggregation.async_aggregator import open_session
 from smlt.aggregation.background import EventLoopThread
 from smlt.aggregation.group import Group
 from smlt.aggregation.options import positive

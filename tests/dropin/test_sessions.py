@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from smlt.aggregation.aggregator import Aggregator, AsyncAggregator
+from smlt.aggregation.aggregator import Aggregator
+from smlt.aggregation.async_aggregator import AsyncAggregator
 from smlt.errors import (
     AbortedError,
     ConfigError,
