@@ -192,7 +192,7 @@ def test_a_stream_on_demand_is_listed_while_somebody_waits(opened, name):
                 await eventually(looked)
             before = store.requests["ListObjectsV2"]
             await put(writer, name, "k")
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.5)
             assert store.requests["ListObjectsV2"] <= before + 1  # one was under way
             with store.expecting(stream):
                 assert [notice.fields["key"] for notice in await reading] == [b"k"]
