@@ -77,6 +77,7 @@ class Group:
         )
         session.on_failure.append(self._fail)
         session.awaited.append(self._awaited)
+        session.frames |= self._frames()
         if self.world_size > 1:
             runs = [self._exchange.run(), *(lane.notices.run() for lane in self._lanes)]
             self._tasks = [asyncio.create_task(run) for run in runs]
@@ -85,6 +86,7 @@ class Group:
     async def __aexit__(self, *_: object) -> None:
         self.session.on_failure.remove(self._fail)
         self.session.awaited.remove(self._awaited)
+        self.session.frames -= self._frames()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -109,6 +111,11 @@ class Group:
         for lane in self._lanes:
             lane.fail(error)
         self._exchange.fail(error)
+
+    def _frames(self) -> set[str]:
+        lanes = (*map(str, range(len(self._lanes))), "x")
+        keys = self.session.seat.keys
+        return {replace(keys, lane=f"{self._name}{lane}").lane_prefix for lane in lanes}
 
     def _awaited(self) -> str:
         return next((words for lane in self._lanes if (words := lane.notices.waiting_for)), "")

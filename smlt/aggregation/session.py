@@ -24,6 +24,7 @@ from smlt.errors import (
     AbortedError,
     RankMissingError,
     SmltError,
+    StoreFullError,
     StoreLostError,
     StoreUnreachableError,
 )
@@ -62,8 +63,11 @@ class Session:
         self.failure: SmltError | None = None
         self.on_failure: list[Callable[[SmltError], None]] = []
         """Called once, when the session ends by anything but everybody's leaving."""
+        self.frames: set[str] = set()
+        """What the keys of frames begin with: nobody needs those of a session that is over."""
         self.awaited: list[Callable[[], str]] = []
         """Asked for what has been waited for the longest, in words; empty when nothing is."""
+        self._clock = clock
         self._rendezvous = Rendezvous(store, job, spec, limits, self.sign, clock=clock)
         self.under_way = 0
         """Operations that wait for other ranks."""
@@ -121,11 +125,19 @@ class Session:
             return self.failure or error
         self._told = True
         error = self.failure or error
+        if isinstance(error, StoreFullError):
+            await self._make_room()
         if not isinstance(error, StoreUnreachableError):
             # Its end may be on record: a successor sweeps, which looks like a loss.
             error = await self._tell(error)
         self.fall(error)
         return self.failure or error
+
+    async def _make_room(self) -> None:
+        """Free the frames, so that the end can be told and other jobs go on."""
+        with contextlib.suppress(SmltError):
+            for prefix in sorted(self.frames):
+                await self.store.sweep(prefix)
 
     async def _tell(self, error: SmltError) -> SmltError:
         """End the session in the store; return the reason that stands, if not this rank's."""
@@ -208,11 +220,18 @@ class Session:
             callback(error)
 
     async def _heartbeat(self) -> None:
+        renewed = self._clock()
         while True:
             seat = self.seat
             self.sign.beat += 1
             lease = self._rendezvous.keys.lease(seat.keys.generation, seat.nonce)
-            await self.store.renew(lease, self.sign.pack(), ttl_s=self.limits.lease_s)
+            try:
+                await self.store.renew(lease, self.sign.pack(), ttl_s=self.limits.lease_s)
+                renewed = self._clock()
+            except StoreFullError:
+                # Whoever has filled the store makes room soon, and the lease holds until then.
+                if self._clock() - renewed > self.limits.lease_s:
+                    raise
             if self._formed.is_set():
                 await self._look(seat)
                 if self.under_way and self.sign.beat % _BEATS_PER_ROLL_CALL == 0:

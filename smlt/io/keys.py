@@ -111,6 +111,11 @@ class GenerationKeys:
         return f"{self._tag}:"
 
     @property
+    def lane_prefix(self) -> str:
+        """What the frames and streams of this lane begin with."""
+        return f"{self._lane}:"
+
+    @property
     def marker(self) -> str:
         return f"{self._tag}:marker"
 
