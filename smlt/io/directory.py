@@ -22,7 +22,15 @@ from smlt.errors import (
     StoreFullError,
 )
 from smlt.io.file_lock import file_lock
-from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, check_key, pieces
+from smlt.io.object_store import (
+    Bytes,
+    Moved,
+    ObjectInfo,
+    ObjectStore,
+    check_key,
+    ignore,
+    pieces,
+)
 
 OWN_DIRECTORY = ".smlt-store"
 """Holds temporary files and the lock; no key may begin with it."""
@@ -132,8 +140,9 @@ class DirectoryStore(ObjectStore):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield
 
-    async def put_file(self, key: str, path: Path) -> None:
+    async def put_file(self, key: str, path: Path, moved: Moved = ignore) -> None:
         await asyncio.to_thread(self._put_file, key, path)
+        moved((await asyncio.to_thread(path.stat)).st_size)
 
     def _put_file(self, key: str, source: Path) -> None:
         target = self._path(key)

@@ -15,7 +15,15 @@ from pathlib import Path
 import xxhash
 
 from smlt.errors import FrameError, NotFoundError, PreconditionError, StoreLostError
-from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, check_key, pieces
+from smlt.io.object_store import (
+    Bytes,
+    Moved,
+    ObjectInfo,
+    ObjectStore,
+    check_key,
+    ignore,
+    pieces,
+)
 from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 
 Clock = Callable[[], float]
@@ -115,7 +123,7 @@ class MemoryObjectStore(ObjectStore):
             self._contents.objects[key] = joined
         return _etag(joined)
 
-    async def put_file(self, key: str, path: Path) -> None:
+    async def put_file(self, key: str, path: Path, moved: Moved = ignore) -> None:
         check_key(key)
         if key in self._contents.objects:
             return
@@ -124,6 +132,7 @@ class MemoryObjectStore(ObjectStore):
         except FileNotFoundError as exc:
             raise NotFoundError(f"cannot store {path}: there is no such file") from exc
         await self.put(key, data)
+        moved(len(data))
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         for key in sorted(key for key in self._contents.objects if key.startswith(prefix)):

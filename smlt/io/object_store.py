@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -10,6 +10,11 @@ from typing import Protocol, Self
 from smlt.errors import StoreError
 
 Bytes = bytes | bytearray | memoryview
+Moved = Callable[[int], None]
+
+
+def ignore(_: int) -> None:
+    """Hear of bytes that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def put_file(self, key: str, path: Path) -> None:
-        """Write a file's content; the key is content-addressed: one that exists is left alone."""
+    async def put_file(self, key: str, path: Path, moved: Moved = ignore) -> None:
+        """Write a file's content; the key is content-addressed: one that exists is left alone.
+
+        ``moved`` hears of the bytes that have come there, as they come.
+        """
         ...
 
     def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from smlt.errors import PreconditionError, StoreUnreachableError
-from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, pieces
+from smlt.io.object_store import Bytes, Moved, ObjectInfo, ObjectStore, ignore, pieces
 
 T = TypeVar("T")
 
@@ -101,8 +101,8 @@ class PatientObjects(ObjectStore):
 
         return await self._insist(f"write {key}", attempt)
 
-    async def put_file(self, key: str, path: Path) -> None:
-        await self._insist(f"write {key}", lambda: self._store.put_file(key, path))
+    async def put_file(self, key: str, path: Path, moved: Moved = ignore) -> None:
+        await self._insist(f"write {key}", lambda: self._store.put_file(key, path, moved))
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         async def attempt() -> list[ObjectInfo]:

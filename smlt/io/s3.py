@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from smlt.errors import NotFoundError, PreconditionError, SmltError
-from smlt.io.object_store import Bytes, ObjectInfo, ObjectStore, check_key, pieces
+from smlt.io.object_store import (
+    Bytes,
+    Moved,
+    ObjectInfo,
+    ObjectStore,
+    check_key,
+    ignore,
+    pieces,
+)
 from smlt.io.s3_address import S3Address
 from smlt.io.s3_client import S3Client
 from smlt.io.s3_errors import BehindEndError
+from smlt.io.s3_upload import PART_BYTES, PARTS_AT_ONCE, FileUpload, part_length
 
-PART_BYTES = 16 << 20
 WHOLE_BYTES = 2 * PART_BYTES
 """An object up to this size is written by one request."""
-MOST_PARTS = 10_000
-PARTS_AT_ONCE = 4
 TIME_LIMIT_S = 30.0
 _WRITER = "smlt-writer"
 
@@ -91,12 +97,17 @@ class S3ObjectStore(ObjectStore):
 
         return await self._write(key, sum(map(len, parts)), read, condition)
 
-    async def put_file(self, key: str, path: Path) -> None:
-        self._name(key)
+    async def put_file(self, key: str, path: Path, moved: Moved = ignore) -> None:
+        name = self._name(key)
         size = await asyncio.to_thread(_size, path)
         there = await self.head(key)
-        if there is None or there.size != size:
-            await self._write(key, size, lambda *span: asyncio.to_thread(_part, path, *span), {})
+        if there is not None and there.size == size:
+            return
+        if size > WHOLE_BYTES:
+            await FileUpload(self._client, key, name, path, size).run(moved)
+        else:
+            await self.put(key, await asyncio.to_thread(path.read_bytes))
+            moved(size)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         directory, _, _ = prefix.rpartition("/")
@@ -112,6 +123,19 @@ class S3ObjectStore(ObjectStore):
     def local_path(self, key: str) -> Path | None:
         check_key(key)
         return None
+
+    async def give_up_uploads(self) -> int:
+        """Free what unfinished uploads of files have left, which is billed; return how many."""
+        doing, count = "look for unfinished uploads", 0
+        found = await self._client.call(
+            "list_multipart_uploads", doing, Prefix=self._address.name("")
+        )
+        for one in found.get("Uploads", ()):
+            upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
+            with suppress(NotFoundError):
+                await self._client.call("abort_multipart_upload", doing, **upload)
+                count += 1
+        return count
 
     async def close(self) -> None:
         await self._client.close()
@@ -144,7 +168,7 @@ class S3ObjectStore(ObjectStore):
     async def _upload(
         self, key: str, upload: dict[str, Any], size: int, read: Read
     ) -> Sequence[dict[str, Any]]:
-        length = max(PART_BYTES, -(-size // MOST_PARTS))
+        length = part_length(size)
         turns = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def send(number: int, start: int) -> dict[str, Any]:
@@ -205,9 +229,3 @@ def _size(path: Path) -> int:
     if not path.is_file():
         raise NotFoundError(f"cannot store {path}: there is no such file")
     return path.stat().st_size
-
-
-def _part(path: Path, start: int, stop: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(stop - start)

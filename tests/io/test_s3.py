@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import socket
 import threading
 
@@ -19,7 +20,7 @@ from smlt.errors import (
     StoreFullError,
     StoreUnreachableError,
 )
-from smlt.io import s3, s3_client
+from smlt.io import s3, s3_client, s3_upload
 from smlt.io.s3 import S3ObjectStore
 from smlt.io.s3_address import S3Address
 from smlt.io.stores import open_object_store
@@ -181,7 +182,7 @@ class TestLargeObjects:
     @pytest.fixture(autouse=True)
     def _small_parts(self, monkeypatch):
         # Moto and S3 take no part below 5 MB but the last one.
-        monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+        monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
         monkeypatch.setattr(s3, "WHOLE_BYTES", 6 << 20)
 
     def test_they_go_up_in_parts(self, bucket, tmp_path):
@@ -199,6 +200,69 @@ class TestLargeObjects:
             assert await store.get_range("file", 5_000_000, 2_000_000) == whole[5_000_000:7_000_000]
 
         run(scenario, store)
+
+    def test_an_upload_of_a_file_that_was_cut_goes_on_where_it_was(self, moto, bucket, tmp_path):
+        store = connect(bucket, time_limit_s=0.5)
+        size = (4 * 5 << 20) + 12_345
+        whole = random.Random(3).randbytes(size)
+        (tmp_path / "file").write_bytes(whole)
+        sent, moved = [], []
+
+        def fail(method, path):
+            if method == "PUT":
+                sent.append(path)
+                if len(sent) > 2:
+                    raise Fault(503, "SlowDown")
+
+        async def cut():
+            moto.before = fail
+            with pytest.raises(StoreUnreachableError):
+                await store.put_file("packages/torch", tmp_path / "file", moved.append)
+            moto.heal()
+
+        run(cut, store)
+        assert sum(moved) == 2 * 5 << 20
+        again = connect(bucket)
+        moved.clear()
+
+        async def go_on():
+            await again.put_file("packages/torch", tmp_path / "file", moved.append)
+            assert (await again.get("packages/torch"))[0] == whole
+            assert await again.give_up_uploads() == 0
+
+        run(go_on, again)
+        assert again.requests["UploadPart"] == 3
+        assert sum(moved) == size
+
+    def test_parts_of_another_content_are_sent_again(self, moto, bucket, tmp_path):
+        store = connect(bucket)
+        s3, name = moto.client(), bucket.split("/")[2].partition("?")[0]
+        begun = s3.create_multipart_upload(Bucket=name, Key="k")
+        s3.upload_part(
+            Bucket=name, Key="k", UploadId=begun["UploadId"], PartNumber=1, Body=bytes(5 << 20)
+        )
+        whole = random.Random(4).randbytes(12 << 20)
+        (tmp_path / "file").write_bytes(whole)
+
+        async def scenario():
+            await store.put_file("k", tmp_path / "file")
+            assert (await store.get("k"))[0] == whole
+            assert store.requests["UploadPart"] == 3
+
+        run(scenario, store)
+
+    def test_what_was_left_of_uploads_can_be_freed(self, moto, bucket):
+        store = connect(bucket.replace("?", "/mine?"))
+        s3, name = moto.client(), bucket.split("/")[2].partition("?")[0]
+        for key in ("mine/a", "mine/b", "other/c"):
+            s3.create_multipart_upload(Bucket=name, Key=key)
+
+        async def scenario():
+            assert await store.give_up_uploads() == 2
+
+        run(scenario, store)
+        left = s3.list_multipart_uploads(Bucket=name)["Uploads"]
+        assert [upload["Key"] for upload in left] == ["other/c"]
 
     @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
     def test_faults_in_the_middle_are_overcome(self, moto, bucket, after):
