@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class Functions:
     def __init__(self, make: Callable[[int], Awaitable[Function]]) -> None:
         self._make = make
         self._made: dict[int, Function] = {}
+        self._making = asyncio.Lock()
 
     async def of(self, memory_mb: int) -> Function:
         """Return the function with so much memory.
@@ -28,6 +30,7 @@ class Functions:
         Raises:
             CloudError: it could not be made.
         """
-        if memory_mb not in self._made:
-            self._made[memory_mb] = await self._make(memory_mb)
+        async with self._making:
+            if memory_mb not in self._made:
+                self._made[memory_mb] = await self._make(memory_mb)
         return self._made[memory_mb]

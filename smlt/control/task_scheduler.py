@@ -92,6 +92,7 @@ class TaskScheduler:
         self._overtaken: JobHeldError | None = None
         self._broken: BaseException | None = None
         """What went wrong inside, beside the generations."""
+        self._going_over: asyncio.Task[None] | None = None
         self._run_out = ""
         """Why the job ends before it is done: its budget or its deadline, in words."""
         self._stopping = asyncio.Event()
@@ -121,6 +122,8 @@ class TaskScheduler:
                 raise
             outcome = await self._abandoned(self._given_up)
         finally:
+            if self._going_over is not None:
+                beside.append(self._going_over)
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
@@ -185,7 +188,7 @@ class TaskScheduler:
             memory_mb=plan.memory_mb if plan else None,
         )
         if plan is not None:
-            await self.request_plan(plan)
+            self._going_over = asyncio.create_task(self._go_over(plan))
         if decision.stop is not None:
             self._run_out = decision.reason
             if self._supervisor is not None:
@@ -222,6 +225,15 @@ class TaskScheduler:
         if self._supervisor is not None:
             world_size = self._supervisor.world_size
             self._stragglers.take(rank, record.step, record.busy_s, world_size)
+
+    async def _go_over(self, plan: ResourcePlan) -> None:
+        """Ask for a plan when its function is there: in a private network that takes a minute.
+
+        Until then the workers go on.
+        """
+        with contextlib.suppress(CloudError):  # it is tried again when the generation has ended
+            await self._functions.of(plan.memory_mb)
+        await self.request_plan(plan)
 
     def give_up(self, failure: Failure) -> None:
         """End the job at once, as failed: what it runs on is gone for good."""

@@ -552,6 +552,35 @@ def test_a_resource_manager_changes_the_plan_and_says_why(town):
     np.testing.assert_allclose(weights, in_one_process(steps=240), rtol=2e-3, atol=2e-4)
 
 
+def test_workers_train_on_while_the_function_of_another_plan_is_published(town):
+    """In a private network that takes a minute, in which nothing has to stand still."""
+    plan = ResourcePlan(workers=5, memory_mb=256)
+
+    async def scenario():
+        job = town(epochs=40)
+        job.manager = Advice(Decision(reason="five are better", plan=plan, saving=0.2))
+        made, trained = job.function, []
+
+        async def slowly(memory_mb):
+            if memory_mb == 256:
+                trained.append(job.progress.step)
+                for _ in range(3000):
+                    if job.progress.step >= trained[0] + 20:
+                        break
+                    await asyncio.sleep(0.01)
+                trained.append(job.progress.step)
+            return await made(memory_mb)
+
+        job.function = slowly
+        outcome = await job.run()
+        return outcome, job, trained
+
+    outcome, job, trained = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 2)
+    assert job.manager.began == [(3, 128), (5, 256)]
+    assert trained[1] >= trained[0] + 20
+
+
 @pytest.mark.parametrize(
     ("goal", "words"),
     [
