@@ -28,6 +28,7 @@ from smlt.control.event_log import EventLog
 from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
+from smlt.control.lambda_client import LambdaService
 from smlt.control.prices import read_prices
 from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
@@ -63,23 +64,24 @@ class SocketCloud:
 
 
 async def measure(folder: Path, workers: int, seconds: float) -> dict[str, Any]:
-    """Supervise so many workers for so long after all have started."""
+    """Supervise so many workers, without a Lambda service."""
     async with ValkeyServer(folder, env=dict(os.environ)) as server:
         command = [sys.executable, "-m", "benchmarks.scaling.socket_workers"]
         fleet = await asyncio.create_subprocess_exec(
             *command, server.url, str(workers), stdin=asyncio.subprocess.PIPE, cwd=ROOT
         )
         try:
-            return await _supervise(folder, server.url, SocketCloud(fleet), workers, seconds)
+            return await supervise(folder, server.url, SocketCloud(fleet), workers, seconds)
         finally:
             if fleet.returncode is None:
                 fleet.kill()
             await fleet.wait()
 
 
-async def _supervise(
-    folder: Path, url: str, cloud: SocketCloud, workers: int, seconds: float
+async def supervise(
+    folder: Path, url: str, cloud: LambdaService, workers: int, seconds: float
 ) -> dict[str, Any]:
+    """Start workers by a cloud, and supervise them for so long after all have started."""
     spec = JobSpec(
         target="t:T",
         batch_size=4096,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,19 +11,21 @@ from smlt.aws.deployment import Change, Deployment
 from smlt.aws.doctor import Finding, examine
 from smlt.aws.release import deployment_name
 from smlt.aws.removal import Deployed
-from smlt.aws.shipment import Shipment, prepare
+from smlt.aws.shipment import Sending, Shipment, prepare
 from smlt.config import TrainConfig
 from smlt.config.aws import AwsConfig
 from smlt.control import artifact_manager
+from smlt.errors import ConfigError, StoreError
+from smlt.io.s3 import S3ObjectStore
 from smlt.io.stores import open_object_store
 
 
 def pack(config: TrainConfig, aws: AwsConfig) -> Shipment:
     """Build the package that a job of these settings would run. Blocks while pip works."""
     target = artifact_manager.locate(config.target, Path.cwd())
-    data = artifact_manager.find_data(target, config.data)
+    data = None if aws.efs is not None else artifact_manager.find_data(target, config.data)
     run_dir = config.run_dir.resolve()
-    skip = [run_dir] if data is None else [run_dir, data]
+    skip = [run_dir, data or target.folder / "data"]
     return prepare(target, data, skip, config, aws)
 
 
@@ -33,14 +36,15 @@ async def deploy(
     dry_run: bool,
     told: Callable[[Change], None],
     said: Callable[[str], None],
+    sending: Callable[[Sending], None],
 ) -> None:
     """Bring the account to what the package needs, for functions of these sizes in MB."""
     release = shipment.release
     async with open_api(release.region) as api:
-        deployment = await Deployment.open(api, release)
+        deployment = await Deployment.open(api, release, shipment.package)
         if not dry_run:
             async with open_object_store(release.objects) as objects:
-                await shipment.upload(objects, said)
+                await shipment.upload(objects, sending)
         await deployment.apply(sizes, dry_run=dry_run, told=told)
         if not dry_run:
             for memory_mb in sizes:
@@ -60,7 +64,16 @@ async def destroy(
                 told(title)
         else:
             await deployed.remove(told)
+            await _give_up_uploads(objects, told)
     return name
+
+
+async def _give_up_uploads(objects: str, told: Callable[[str], None]) -> None:
+    """Free what uploads that were cut have left in the bucket, as far as it is still there."""
+    with contextlib.suppress(ConfigError, StoreError):
+        async with open_object_store(objects) as store:
+            if isinstance(store, S3ObjectStore) and (count := await store.give_up_uploads()):
+                told(f"what {count} unfinished uploads have left")
 
 
 async def diagnose(

@@ -80,7 +80,9 @@ class Continuation(Lead):
         self._recall(folder, state)
         if state.stop_requested and await self._cloud_is_gone(folder):
             return await self._end(job, objects, folder)
-        package, _ = await objects.get(package_key(state.spec.code))
+        package = b""
+        if folder.release is None:
+            package, _ = await objects.get(package_key(state.spec.code))
         async with await self._place(folder, state.spec, package) as place:
             return await self._lead(job, objects, place, folder)
 

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from smlt.aws.api import open_api
-from smlt.aws.deployment import Deployment
+from smlt.aws.deployment import WORKER_S, Deployment
+from smlt.aws.package import Package
 from smlt.aws.release import Release
 from smlt.control.artifact_manager import HANDLER, python_runtime
 from smlt.control.bill import PLAIN, FunctionKind
@@ -133,23 +134,30 @@ async def left_place(
 
 @asynccontextmanager
 async def aws_place(
-    release: Release, spec: JobSpec, parameters: str, *, is_near: bool
+    release: Release,
+    spec: JobSpec,
+    parameters: str,
+    *,
+    is_near: bool,
+    package: Package | None = None,
 ) -> AsyncIterator[Place]:
     """Open AWS: the functions of a release are made, or found, in the user's account.
 
     ``is_near`` says whether the parameter store can be reached from here; if not, a function is
-    the way to it.
+    the way to it. Only with the package can an image be made that is not there.
     """
     async with open_api(release.region) as api:
-        deployment = await Deployment.open(api, release)
+        deployment = await Deployment.open(api, release, package)
         kind = FunctionKind(
             region=str(deployment.release.region),
             architecture="arm64" if release.architecture == "arm64" else "x86_64",
             ephemeral_mb=release.ephemeral_mb,
         )
 
+        timeout_s = int(min(spec.limits.function_s, WORKER_S))
+
         async def make(memory_mb: int) -> Function:
-            return await deployment.function(memory_mb, spec.threads)
+            return await deployment.function(memory_mb, spec.threads, timeout_s)
 
         async with lambda_client(Endpoint(region=deployment.release.region)) as cloud:
             if is_near:

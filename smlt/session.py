@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from smlt.aws.shipment import Shipment, prepare
+from smlt.aws.shipment import Sending, Shipment, prepare
 from smlt.config import TrainConfig
 from smlt.config.aws import AwsConfig
 from smlt.control import artifact_manager
@@ -52,11 +52,11 @@ class Session(Lead):
         config, progress = self._config, self.progress
         target = artifact_manager.locate(config.target, Path.cwd())
         params = parse_params(find_class(target.reference, target.root), config.params)
-        data = artifact_manager.find_data(target, config.data)
+        data = artifact_manager.find_data(target, config.data) if self._sends_data else None
         artifact_manager.check_weights(config.init_from)
         read_prices(config.prices)
         run_dir = config.run_dir.resolve()
-        skip = [run_dir] if data is None else [run_dir, data]
+        skip = [run_dir, data or target.folder / "data"]
         package = await asyncio.to_thread(self._pack, target, data, skip)
         progress.job_id = new_job_id(target.reference.rpartition(":")[2])
         progress.epochs = config.epochs
@@ -73,7 +73,11 @@ class Session(Lead):
             folder = RunFolder.create(run_dir, progress.job_id, objects_url)
             objects = await stack.enter_async_context(open_object_store(objects_url))
             objects = self._patient(objects)
-            await package.upload(objects)
+            if isinstance(package, Shipment):
+                await package.upload(objects, self._on_sending)
+                progress.stalled = ""
+            else:
+                await package.upload(objects)
             spec = JobSpec(
                 target=target.reference,
                 params=params,
@@ -91,6 +95,14 @@ class Session(Lead):
                     objects, progress.job_id, spec, first_plan(config), this_client()
                 )
                 return await self._lead(job, objects, place, folder)
+
+    def _on_sending(self, sending: Sending) -> None:
+        self.progress.stalled = f"{sending}: {100 * sending.done // max(1, sending.size)} %"
+
+    @property
+    def _sends_data(self) -> bool:
+        """Whether the data is here to be sent, and not in a file system of the functions."""
+        return self._aws is None or self._aws.efs is None
 
     def _pack(self, target: Target, data: Path | None, skip: list[Path]) -> CodePackage | Shipment:
         if self._aws is None:
@@ -110,7 +122,8 @@ class Session(Lead):
         if isinstance(package, Shipment):
             folder.write_release(package.release.to_dict())
             release = package.release
-            return aws_place(release, spec, release.parameters, is_near=self._is_near)
+            near, parts = self._is_near, package.package
+            return aws_place(release, spec, release.parameters, is_near=near, package=parts)
         if self._config.inline:
             return inline_place(target.root, self.progress.job_id, parameters)
         chaos = self._config.chaos

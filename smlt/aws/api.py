@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -11,11 +12,15 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from smlt.control.aws_errors import code_of, translated
+from smlt.errors import CloudError
 
 _CONNECT_S = 5.0
 _READ_S = 60.0
 _ATTEMPTS = 6
+_CALL_S = 180.0
+"""For a call with all its repetitions."""
 _MISSING = {"ResourceNotFoundException", "NoSuchEntity", "NoSuchEntityException", "404"}
+_MISSING |= {"RepositoryNotFoundException", "ImageNotFoundException"}
 
 
 class Api:
@@ -39,7 +44,7 @@ class Api:
             CloudError: AWS refused, or stayed busy or silent through all attempts.
             ConfigError: the credentials do not do.
         """
-        with translated(doing):
+        async with _limited(doing):
             client = await self._client(service)
             answer = await getattr(client, operation)(**_without_none(given))
             return dict(answer)
@@ -48,7 +53,7 @@ class Api:
         self, service: str, operation: str, doing: str, **given: Any
     ) -> dict[str, Any] | None:
         """Do what ``call`` does, and return None where there is no such thing."""
-        with translated(doing):
+        async with _limited(doing):
             client = await self._client(service)
             try:
                 return dict(await getattr(client, operation)(**_without_none(given)))
@@ -61,7 +66,7 @@ class Api:
         self, service: str, operation: str, doing: str, key: str, **given: Any
     ) -> list[dict[str, Any]]:
         """Return the items under a key of all pages; none where there is no such thing."""
-        with translated(doing):
+        async with _limited(doing):
             client = await self._client(service)
             found: list[dict[str, Any]] = []
             try:
@@ -82,6 +87,16 @@ class Api:
             context = self._session.client(service, config=config)
             self._clients[service] = await self._stack.enter_async_context(context)
         return self._clients[service]
+
+
+@asynccontextmanager
+async def _limited(doing: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_CALL_S):
+            with translated(doing):
+                yield
+    except TimeoutError:
+        raise CloudError(f"{doing} failed: AWS has not answered within {_CALL_S:g} s") from None
 
 
 @asynccontextmanager

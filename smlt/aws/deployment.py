@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from smlt.aws.api import Api
 from smlt.aws.function import LambdaFunction, Shape
+from smlt.aws.package import Package
+from smlt.aws.registry import Image, Repository
 from smlt.aws.release import Release
 from smlt.aws.resources import Account, Layer, LogGroup, Resource, Role
-from smlt.config.function import BUNDLES_VARIABLE
+from smlt.config.function import BUNDLES_VARIABLE, DATA_VARIABLE
 from smlt.control.functions import Function
 from smlt.control.job_settings import function_environment
 from smlt.errors import ConfigError
@@ -17,8 +19,10 @@ from smlt.errors import ConfigError
 GATEWAY_MB = 512
 """Its calls take milliseconds; with less memory, and so less of a core, they take longer."""
 _GATEWAY_S = 60
-_WORKER_S = 900
+WORKER_S = 900
+"""Lambda's own limit."""
 _LEAST_TMP_MB = 512
+_MOUNT = "/mnt/data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,19 @@ class Change:
 class Deployment:
     """A release on its way into an account."""
 
-    def __init__(self, api: Api, release: Release, account: Account) -> None:
+    def __init__(
+        self, api: Api, release: Release, account: Account, package: Package | None
+    ) -> None:
         self._api = api
         self.release = release
         self._role = Role(api, release, account)
-        self._layer = Layer(api, release)
+        self._layer = Layer(api, release) if release.image is None else None
+        self._image = Image(api, release, account, package) if release.image else None
         self._shared = False
 
     @classmethod
-    async def open(cls, api: Api, release: Release) -> Deployment:
-        """Find out whose account it is.
+    async def open(cls, api: Api, release: Release, package: Package | None = None) -> Deployment:
+        """Find out whose account it is. Only with the package can an image be made.
 
         Raises:
             ConfigError: no region is named, or there are no credentials that do.
@@ -51,7 +58,7 @@ class Deployment:
         if region is None:
             raise ConfigError("no region is named; set AWS_REGION, or region in [aws] of smlt.toml")
         release = replace(release, region=region)
-        return cls(api, release, await Account.of(api, region))
+        return cls(api, release, await Account.of(api, region), package)
 
     async def apply(
         self,
@@ -61,7 +68,7 @@ class Deployment:
         dry_run: bool = False,
         told: Callable[[Change], None] = lambda change: None,
     ) -> None:
-        """Bring everything about functions of these sizes up to date, and publish them.
+        """Bring everything about functions of these sizes up to date.
 
         Args:
             sizes: memory in MB.
@@ -72,17 +79,26 @@ class Deployment:
         Raises:
             CloudError: AWS refused something. What was done until then stays, and is found.
         """
-        for resource in (self._role, self._layer):
+        for resource in self._shared_resources():
             await self._bring(resource, dry_run=dry_run, told=told)
         self._shared = True
         for memory_mb in sizes:
-            await self._function(self._worker(memory_mb, threads), dry_run=dry_run, told=told)
+            shape = self._worker(memory_mb, threads, WORKER_S)
+            await self._function(shape, dry_run=dry_run, told=told)
         if self.release.has_gateway:
             await self._function(self._gateway(), dry_run=dry_run, told=told)
 
-    async def function(self, memory_mb: int, threads: int | None) -> Function:
+    def _shared_resources(self) -> list[Resource]:
+        if self._layer is not None:
+            return [self._role, self._layer]
+        assert self._image is not None
+        return [self._role, Repository(self._api, self.release), self._image]
+
+    async def function(
+        self, memory_mb: int, threads: int | None, timeout_s: int = WORKER_S
+    ) -> Function:
         """Return the published version of one size, made if it is not there."""
-        return await self._published(self._worker(memory_mb, threads))
+        return await self._published(self._worker(memory_mb, threads, timeout_s))
 
     async def gateway(self) -> Function:
         """Return the function through which a client reaches the parameter store."""
@@ -95,29 +111,33 @@ class Deployment:
         version = await function.publish()
         return Function(name=function.name, version=version, memory_mb=shape.memory_mb)
 
-    def _worker(self, memory_mb: int, threads: int | None) -> Shape:
+    def _worker(self, memory_mb: int, threads: int | None, timeout_s: int) -> Shape:
         release = self.release
         environment = function_environment(memory_mb, threads, release.architecture)
         if release.bundles is not None:
             environment[BUNDLES_VARIABLE] = release.bundles
+        if release.efs is not None:
+            environment[DATA_VARIABLE] = f"{_MOUNT}/{release.efs_data}".rstrip("/")
         return Shape(
-            name=f"{release.function_prefix}{memory_mb}",
+            name=release.function_name(memory_mb),
             description="A worker of smlt.",
             memory_mb=memory_mb,
-            timeout_s=_WORKER_S,
+            timeout_s=timeout_s,
             ephemeral_mb=release.ephemeral_mb,
             environment=environment,
+            mounts=((release.efs, _MOUNT),) if release.efs is not None else (),
             reserved_concurrency=release.reserved_concurrency,
         )
 
     def _gateway(self) -> Shape:
         return Shape(
-            name=f"{self.release.function_prefix}gateway",
+            name=self.release.function_name("gateway"),
             description="The way of smlt's client to the parameter store.",
             memory_mb=GATEWAY_MB,
             timeout_s=_GATEWAY_S,
             ephemeral_mb=_LEAST_TMP_MB,
             environment={},
+            mounts=(),
             reserved_concurrency=None,
         )
 
@@ -129,7 +149,9 @@ class Deployment:
         told: Callable[[Change], None] = lambda change: None,
     ) -> LambdaFunction:
         group = LogGroup(self._api, self.release, shape.name)
-        function = LambdaFunction(self._api, self.release, shape, self._role, self._layer)
+        function = LambdaFunction(
+            self._api, self.release, shape, self._role, self._layer, self._image
+        )
         for resource in (group, function):
             await self._bring(resource, dry_run=dry_run, told=told)
         return function

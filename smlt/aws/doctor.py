@@ -12,10 +12,12 @@ from typing import Any
 from smlt._version import __version__
 from smlt.aws.api import Api
 from smlt.aws.release import function_prefix
-from smlt.errors import SmltError
-from smlt.io.stores import open_object_store
+from smlt.errors import SmltError, StoreUnreachableError
+from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.worker.probe import PROBE
 
+_CONCURRENCY_QUOTA = "L-B99A9384"
+_REACH_S = 3.0
 _CLOCK_S = 60.0
 """AWS refuses signatures that are 5 minutes off; much sooner, times in logs mislead."""
 
@@ -45,6 +47,8 @@ async def examine(
     findings.append(Finding("credentials", True, str(who["Arn"])))
     findings.append(_clock(who))
     findings.append(await _bucket(objects))
+    if parameters is not None:
+        findings.append(await _parameters(parameters))
     findings.append(await _quota(api, workers))
     findings += await _function(api, name, objects, parameters)
     return findings
@@ -70,6 +74,19 @@ async def _bucket(objects: str) -> Finding:
     return Finding("object store", True, objects.partition("?")[0])
 
 
+async def _parameters(url: str) -> Finding:
+    """Try the parameter store from here; a job does without, by way of a function."""
+    what = "parameter store from here"
+    try:
+        async with open_parameter_store(url, time_limit_s=_REACH_S) as store:
+            await store.discard(["smlt"])
+    except StoreUnreachableError:
+        return Finding(what, True, "is not reached; a job goes through a function, the gateway")
+    except SmltError as exc:
+        return Finding(what, False, str(exc))
+    return Finding(what, True, "answers")
+
+
 async def _quota(api: Api, workers: int) -> Finding:
     try:
         settings = await api.call("lambda", "get_account_settings", "asking for the quota")
@@ -77,13 +94,36 @@ async def _quota(api: Api, workers: int) -> Finding:
         return Finding("concurrency", False, str(exc))
     free = int(settings["AccountLimit"]["UnreservedConcurrentExecutions"])
     if free < workers:
+        total = int(settings["AccountLimit"]["ConcurrentExecutions"])
+        wanted = total + workers - free
         return Finding(
             "concurrency",
             False,
-            f"the account may run {free} functions at a time, and the job has {workers} workers: "
-            "use fewer, or have the quota raised (Service Quotas, Lambda, Concurrent executions)",
+            f"the account may run {free} functions at a time beside those that are reserved, and "
+            f"the job has {workers} workers: use fewer, or {await _raising(api, total, wanted)}",
         )
     return Finding("concurrency", True, f"{free} functions at a time")
+
+
+async def _raising(api: Api, total: int, wanted: int) -> str:
+    """Say how the quota is raised, or that this has been asked for."""
+    quota = {"ServiceCode": "lambda", "QuotaCode": _CONCURRENCY_QUOTA}
+    try:
+        asked = await api.all(
+            "service-quotas",
+            "list_requested_service_quota_change_history_by_quota",
+            "asking for quota requests",
+            "RequestedQuotas",
+            **quota,
+        )
+    except SmltError:
+        asked = []  # not allowed to know
+    if pending := [one for one in asked if one.get("Status") in ("PENDING", "CASE_OPENED")]:
+        return f"wait for AWS to grant the {pending[0]['DesiredValue']:.0f} that were asked for"
+    return (
+        f"have the quota of {total} raised: aws service-quotas request-service-quota-increase "
+        f"--service-code lambda --quota-code {_CONCURRENCY_QUOTA} --desired-value {wanted}"
+    )
 
 
 async def _function(api: Api, name: str, objects: str, parameters: str | None) -> list[Finding]:
@@ -116,7 +156,7 @@ async def _function(api: Api, name: str, objects: str, parameters: str | None) -
     if "FunctionError" in answer or "smlt" not in seen:
         said = seen.get("errorMessage", seen) if isinstance(seen, dict) else seen
         return [Finding("function", False, f"{found} fails: {said}; deploy again")]
-    return [_versions(found, seen), *_stores(seen, parameters)]
+    return [_versions(found, seen), _clock_there(seen), *_stores(seen, parameters)]
 
 
 def _versions(name: str, seen: dict[str, Any]) -> Finding:
@@ -129,15 +169,29 @@ def _versions(name: str, seen: dict[str, Any]) -> Finding:
     return Finding("function", True, detail)
 
 
+def _clock_there(seen: dict[str, Any]) -> Finding:
+    off_s = time.time() - float(seen["time"])
+    if abs(off_s) > _CLOCK_S:
+        why = f"this machine's is {off_s:+.0f} s off the function's: set it, best by NTP"
+        return Finding("clock from there", False, why)
+    return Finding("clock from there", True, f"within {abs(off_s):.0f} s of ours")
+
+
 def _stores(seen: dict[str, Any], parameters: str | None) -> list[Finding]:
     advice = {
         "objects": "let the functions' role read and write there; in a private network, give it an "
         "endpoint to S3 (deploy/parameter-store.yaml has one)",
+        "data": "let the functions' security group reach the file system's port 2049, and put the "
+        "data into the folder that efs_data names",
         "parameters": "put the functions into its network with subnets and security_groups in "
         "[aws], and let these reach its port",
     }
-    titles = {"objects": "object store from there", "parameters": "parameter store from there"}
-    wanted = ("objects",) if parameters is None else ("objects", "parameters")
+    titles = {
+        "objects": "object store from there",
+        "parameters": "parameter store from there",
+        "data": "data from there",
+    }
+    wanted = [key for key in titles if key != "parameters" or parameters is not None]
     return [
         Finding(
             titles[key], not seen[key], f"{seen[key]}; {advice[key]}" if seen[key] else "answers"

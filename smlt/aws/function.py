@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smlt.aws.api import Api
+from smlt.aws.registry import Image
 from smlt.aws.release import Release
 from smlt.aws.resources import Layer, Role
 from smlt.control.artifact_manager import HANDLER
@@ -33,6 +34,8 @@ class Shape:
     timeout_s: int
     ephemeral_mb: int
     environment: dict[str, str]
+    mounts: tuple[tuple[str, str], ...]
+    """Each access point of EFS, and where it is mounted."""
     reserved_concurrency: int | None
 
 
@@ -45,25 +48,30 @@ class LambdaFunction:
         release: Release,
         shape: Shape,
         role: Role,
-        layer: Layer,
+        layer: Layer | None,
+        image: Image | None,
     ) -> None:
+        """Take the layer of zips, or the image instead."""
         self._api = api
         self._release = release
         self._shape = shape
         self._role = role
         self._layer = layer
+        self._image = image
         self.name = shape.name
         self.title = f"function {self.name}"
         self._found: dict[str, Any] | None = None
+        self._found_code: dict[str, Any] = {}
         self._code_sha256 = b64encode(bytes.fromhex(release.code)).decode()
 
     async def look(self) -> str:
         found = await self._api.find(
             "lambda", "get_function", f"looking at the {self.title}", FunctionName=self.name
         )
-        self._found = None if found is None else found["Configuration"]
         if found is None:
+            self._found = None
             return "create it"
+        self._found, self._found_code = found["Configuration"], found.get("Code", {})
         changed = [name for name in self._settings() if not self._has(name)]
         if self._code_differs:
             changed.insert(0, "code")
@@ -90,7 +98,7 @@ class LambdaFunction:
             "publish_version",
             doing,
             FunctionName=self.name,
-            CodeSha256=self._code_sha256,
+            CodeSha256=self._code_sha256 if self._image is None else None,
         )
         version = str(made["Version"])
         await self._until_ready(version)
@@ -114,26 +122,35 @@ class LambdaFunction:
     def _settings(self) -> dict[str, Any]:
         """What of the configuration is ours to say, beside the code."""
         release, shape = self._release, self._shape
-        return {
-            "Runtime": release.machine.runtime,
+        settings = {
             "Role": self._role.arn,
-            "Handler": HANDLER,
             "Description": shape.description,
             "Timeout": shape.timeout_s,
             "MemorySize": shape.memory_mb,
             "EphemeralStorage": {"Size": shape.ephemeral_mb},
             "Environment": {"Variables": shape.environment},
-            "Layers": [self._layer.arn],
+            "FileSystemConfigs": [
+                {"Arn": arn, "LocalMountPath": path} for arn, path in shape.mounts
+            ],
             "VpcConfig": {
                 "SubnetIds": list(release.subnets),
                 "SecurityGroupIds": list(release.security_groups),
             },
         }
+        if self._layer is not None:
+            settings |= {
+                "Runtime": release.machine.runtime,
+                "Handler": HANDLER,
+                "Layers": [self._layer.arn],
+            }
+        return settings
 
     def _has(self, name: str) -> bool:
         found, wanted = (self._found or {}).get(name), self._settings()[name]
         if name == "Layers":
             return bool([layer["Arn"] for layer in found or ()] == wanted)
+        if name == "FileSystemConfigs":
+            return bool((found or []) == wanted)
         if name == "VpcConfig":
             found = found or {}
             return all(sorted(found.get(key) or ()) == sorted(wanted[key]) for key in wanted)
@@ -146,9 +163,13 @@ class LambdaFunction:
         found = self._found or {}
         architectures = found.get("Architectures") or ["x86_64"]
         other_machine: bool = architectures != [self._release.architecture]
+        if self._image is not None:
+            return other_machine or bool(self._found_code.get("ImageUri") != self._image.uri)
         return other_machine or bool(found.get("CodeSha256") != self._code_sha256)
 
     def _code(self) -> dict[str, str]:
+        if self._image is not None:
+            return {"ImageUri": self._image.uri}
         address = S3Address.parse(self._release.objects)
         return {
             "S3Bucket": address.bucket,
@@ -161,6 +182,7 @@ class LambdaFunction:
             doing,
             "create_function",
             FunctionName=self.name,
+            PackageType="Zip" if self._image is None else "Image",
             Code=self._code(),
             Architectures=[self._release.architecture],
             Tags=self._release.tags,

@@ -12,14 +12,15 @@ import hashlib
 import importlib.metadata
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
+from smlt.aws.bytecode import code_bytecode, interpreter, with_bytecode
 from smlt.aws.core_build import core_files
-from smlt.aws.elf import Library, read_library
-from smlt.aws.machine import SYSTEM_LIBRARIES, Machine
+from smlt.aws.loadable import COMPILED, check_loadable
+from smlt.aws.machine import Machine
 from smlt.aws.wheels import WORKER_NEEDS, Wheel, fetch_wheels, plain_name
 from smlt.config.aws import AwsConfig
 from smlt.control.artifact_manager import Target, smlt_files, user_files
@@ -31,7 +32,6 @@ LAYER_FOLDER = "python/"
 """Below it, Lambda's Python finds what a layer brings."""
 _REQUIREMENTS = "requirements.txt"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_COMPILED = (".so", ".pyd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Part:
 
     name: str
     place: str
-    """code, layer or bundle."""
+    """code, layer, bundle or image."""
     why: str
     files: int
     packed: int | None
@@ -58,6 +58,14 @@ class Package:
     wheels: list[Wheel]
     asked_by: dict[str, str]
     """Why a package is there that nobody else asks for."""
+    bytecode: Path | None = None
+    """Zip of the code's modules, compiled; None where no Python of that version was found."""
+    is_image: bool = False
+    """It becomes a container image, which holds all of it."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Libraries of the system that Lambda has not, and what needs each; for an image to install."""
+    system_packages: tuple[str, ...] = ()
+    """What else of the system an image is to have."""
 
     @property
     def code(self) -> dict[str, Path]:
@@ -67,7 +75,10 @@ class Package:
     @cached_property
     def bundled(self) -> list[Wheel]:
         """The largest packages, if all of them are too large for Lambda."""
+        if self.is_image:
+            return []
         left = sum(path.stat().st_size for path in self.code.values())
+        left += sum(size for _, size, _ in self._compiled)
         left += sum(wheel.unpacked for wheel in self.wheels)
         chosen = []
         # smlt itself must start before bundles are fetched: its own needs stay in the layer.
@@ -92,9 +103,15 @@ class Package:
     def code_zip(self) -> bytes:
         """The function's zip. Stored plainly, so that no compressor's version changes its bytes."""
         buffer = io.BytesIO()
-        members = ((name, file.read_bytes) for name, file in sorted(self.code.items()))
-        _write_zip(buffer, members, zipfile.ZIP_STORED)
+        _write_zip(buffer, self.code_members(), zipfile.ZIP_STORED)
         return buffer.getvalue()
+
+    def code_members(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """The files beside the packages: the user's, smlt's, and their compiled modules."""
+        for name, file in sorted(self.code.items()):
+            yield name, file.read_bytes
+        for name, _, data in self._compiled:
+            yield name, partial(bytes, data)
 
     @property
     def code_digest(self) -> str:
@@ -103,32 +120,44 @@ class Package:
     @cached_property
     def layer_digest(self) -> str:
         """Of the layer's packages, by what each wheel holds, and of what is left out of them."""
-        return _digest(
-            (f"{wheel.name}:{len(wheel.members)}", wheel.sha256) for wheel in self.layered
-        )
+        return _digest((wheel.name, wheel.identity) for wheel in self.layered)
 
     def write_layer(self, path: Path) -> None:
         """Write the layer's zip."""
 
         def members() -> Iterator[tuple[str, Callable[[], bytes]]]:
             for wheel in self.layered:
-                with zipfile.ZipFile(wheel.path) as archive:
-                    for name, info in sorted(wheel.members.items()):
-                        yield f"{LAYER_FOLDER}{name}", lambda info=info: archive.read(info)  # type: ignore[misc]
+                for name, _, read in wheel.contents():
+                    yield f"{LAYER_FOLDER}{name}", read
 
         _write_zip(path, members(), zipfile.ZIP_DEFLATED)
 
     def parts(self) -> list[Part]:
         """Say what is in it, the largest first."""
         bundled = {wheel.name for wheel in self.bundled}
+        place = "image" if self.is_image else "layer"
         parts = [
             _files_part("your code", self.user, "the folder of the task, less what is ignored"),
             _files_part("smlt", self.smlt, f"the worker, with its core for {self.machine}"),
         ]
+        compiled = self._compiled
+        if compiled:
+            why = "what is compiled here need not be at every cold start"
+            size = sum(size for _, size, _ in compiled)
+            parts.append(
+                Part(
+                    name="compiled modules",
+                    place="code",
+                    why=why,
+                    files=len(compiled),
+                    packed=None,
+                    unpacked=size,
+                )
+            )
         parts += [
             Part(
                 name=f"{wheel.name} {wheel.version}",
-                place="bundle" if wheel.name in bundled else "layer",
+                place="bundle" if wheel.name in bundled else place,
                 why=self._why(wheel),
                 files=len(wheel.members),
                 packed=wheel.packed,
@@ -137,6 +166,13 @@ class Package:
             for wheel in self.wheels
         ]
         return sorted(parts, key=lambda part: -part.unpacked)
+
+    @cached_property
+    def _compiled(self) -> list[tuple[str, int, bytes]]:
+        if self.bytecode is None:
+            return []
+        with zipfile.ZipFile(self.bytecode) as archive:
+            return [(i.filename, i.file_size, archive.read(i)) for i in archive.infolist()]
 
     def _why(self, wheel: Wheel) -> str:
         if wheel.name in self.asked_by:
@@ -166,7 +202,7 @@ def build_package(
     requirements = aws.requirements
     if requirements is None and (target.folder / _REQUIREMENTS).is_file():
         requirements = target.folder / _REQUIREMENTS
-    smlt = {name: path for name, path in smlt_files().items() if path.suffix not in _COMPILED}
+    smlt = {name: path for name, path in smlt_files().items() if path.suffix not in COMPILED}
     core = core_files(machine, cache, aws.core)
     smlt |= {f"smlt/_core/{name}": path for name, path in core.items()}
     asked_by = dict.fromkeys(WORKER_NEEDS, "smlt needs it")
@@ -181,49 +217,29 @@ def build_package(
             if plain_name(line) == "torch":
                 extra = []
     wheels = fetch_wheels(requirements, extra, machine, cache)
-    package = Package(machine, user_files(target, skip), smlt, wheels, asked_by)
-    _check_compiled(package)
-    return package
-
-
-def _check_compiled(package: Package) -> None:
-    """Find out here, and not in a function, that something compiled does not load there."""
-    machine = package.machine
-    libraries: dict[tuple[str, str], Library] = {}
-    for name, path in package.code.items():
-        if (library := _library(name, path.read_bytes)) is not None:
-            libraries["your code" if name in package.user else "smlt", name] = library
-    for wheel in package.wheels:
-        with zipfile.ZipFile(wheel.path) as archive:
-            for name, info in wheel.members.items():
-                library = _library(name, lambda info=info: archive.read(info))  # type: ignore[misc]
-                if library is not None:
-                    libraries[wheel.name, name] = library
-    there = {name.rpartition("/")[2] for _, name in libraries}
-    there |= {library.name for library in libraries.values()} | SYSTEM_LIBRARIES
-    for (owner, name), library in libraries.items():
-        if library.machine != machine.elf_machine:
-            raise ConfigError(
-                f"{name} ({owner}) is compiled for another processor than {machine.architecture}"
-            )
-        if library.glibc > machine.glibc:
-            needs, has = (".".join(map(str, version)) for version in (library.glibc, machine.glibc))
-            raise ConfigError(
-                f"{name} ({owner}) needs glibc {needs}, and {machine} on Lambda has {has}: compile "
-                "it for an older system, as wheels called manylinux are, or choose a newer --python"
-            )
-        missing = [wanted for wanted in library.needed if wanted not in there]
-        if missing:
-            raise ConfigError(
-                f"{name} ({owner}) needs the system library {missing[0]}, which Lambda does not "
-                "have: put it beside your code, in lib/, or take a wheel that carries it"
-            )
-
-
-def _library(name: str, read: Callable[[], bytes]) -> Library | None:
-    if not (name.endswith(_COMPILED) or ".so." in name):
-        return None
-    return read_library(read())
+    user = user_files(target, skip)
+    bytecode, program = None, interpreter(machine.python)
+    if program is not None:
+        wheels = with_bytecode(wheels, program, machine.python, cache)
+        bytecode = code_bytecode({**smlt, **user}, program, machine.python, cache)
+    missing = check_loadable(machine, {**smlt, **user}, user, wheels)
+    if missing and not aws.image:
+        library, asker = next(iter(missing.items()))
+        raise ConfigError(
+            f"{asker} needs the system library {library}, which Lambda does not have: deploy a "
+            "container image that has it, with --image, or put it beside your code, in lib/"
+        )
+    return Package(
+        machine,
+        user,
+        smlt,
+        wheels,
+        asked_by,
+        bytecode,
+        is_image=aws.image,
+        missing=missing,
+        system_packages=tuple(aws.system_packages),
+    )
 
 
 def _closure(names: Iterable[str], wheels: dict[str, Wheel]) -> set[str]:

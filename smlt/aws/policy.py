@@ -41,6 +41,10 @@ def permissions(release: Release, account: str, partition: str, region: str) -> 
         statements += _bucket(S3Address.parse(url), partition, place)
     for secret in _secrets(release.parameters):
         statements.append(_allow([secret.action], [secret.arn(place)]))
+    if release.efs is not None:
+        mount = _allow(["elasticfilesystem:ClientMount"], ["*"])  # and no ClientWrite
+        mount["Condition"] = {"StringEquals": {"elasticfilesystem:AccessPointArn": [release.efs]}}
+        statements.append(mount)
     if release.subnets:
         # Lambda itself makes the interfaces, by this role; the code that runs by it may not.
         functions = f"arn:{place % 'lambda'}:function:{release.function_prefix}*"

@@ -33,11 +33,17 @@ class Release:
     """Digest of the function's zip."""
     layer: str
     """Digest of the layer."""
+    image: str | None = None
+    """Tag of the container image that holds all of it; None: it is deployed as zips."""
     bundles: str | None = None
     """Digest of the list of bundles that a function fetches, if it needs any."""
     ephemeral_mb: int = 512
     role: str | None = None
     """ARN of a role that the user has made; None: smlt makes one."""
+    efs: str | None = None
+    """ARN of the EFS access point that holds the data."""
+    efs_data: str = ""
+    """The data's folder below it."""
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     reserved_concurrency: int | None = None
@@ -59,6 +65,14 @@ class Release:
     @property
     def layer_name(self) -> str:
         return f"smlt-{self.name}"
+
+    @property
+    def repository_name(self) -> str:
+        return f"smlt-{self.name}"
+
+    def function_name(self, word: object) -> str:
+        """Name a function by its size, or its purpose; Lambda makes no image's one of a zip's."""
+        return f"{self.function_prefix}{word}{'-image' if self.image else ''}"
 
     @property
     def function_prefix(self) -> str:

@@ -23,7 +23,7 @@ class Deployed:
         self._api = api
         self._name = name
         self._prefix = function_prefix(name)
-        self._role = self._layer = f"smlt-{name}"
+        self._role = self._layer = self._repository = f"smlt-{name}"
 
     async def found(self) -> list[Removal]:
         """Return what there is, in the order in which it can be removed, each with its removal."""
@@ -31,6 +31,7 @@ class Deployed:
             *await self._functions(),
             *await self._log_groups(),
             *await self._layers(),
+            *await self._repositories(),
             *await self._roles(),
         ]
 
@@ -110,6 +111,26 @@ class Deployed:
             )
             for version in versions
         ]
+
+    async def _repositories(self) -> list[Removal]:
+        doing = "looking for images"
+        found = await self._api.all(
+            "ecr",
+            "describe_repositories",
+            doing,
+            "repositories",
+            repositoryNames=[self._repository],
+        )
+        removals: list[Removal] = []
+        for repository in found:
+            arn = repository["repositoryArn"]
+            answer = await self._api.find("ecr", "list_tags_for_resource", doing, resourceArn=arn)
+            tags = {tag["Key"]: tag["Value"] for tag in (answer or {}).get("tags", ())}
+            if self._is_ours(tags):
+                title, name = f"repository {self._repository}", self._repository
+                given = {"repositoryName": name, "force": True}
+                removals.append((title, self._delete(title, "ecr", "delete_repository", **given)))
+        return removals
 
     async def _roles(self) -> list[Removal]:
         doing = "looking for the role"

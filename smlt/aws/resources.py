@@ -23,6 +23,11 @@ class Account:
     partition: str
     region: str
 
+    @property
+    def domain(self) -> str:
+        """What the names of AWS's own hosts end with there."""
+        return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
+
     @classmethod
     async def of(cls, api: Api, region: str) -> Account:
         """Ask AWS who we are."""
@@ -75,7 +80,7 @@ class Role:
         return "" if same else "update what it may do"
 
     async def bring(self) -> None:
-        doing, tags = f"making the {self.title}", _tag_list(self._release.tags)
+        doing, tags = f"making the {self.title}", tag_list(self._release.tags)
         name = {"RoleName": self._name}
         if self._exists:
             await self._api.call(
@@ -193,7 +198,8 @@ class LogGroup:
         )
 
 
-def _tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
+def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
+    """Tags as most services take them."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 

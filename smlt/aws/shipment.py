@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from smlt.aws.bundles import bundle_list, make_bundle, upload_bundles
+from smlt.aws.bundles import bundle_list, make_bundle
+from smlt.aws.image import image_tag
 from smlt.aws.package import Package, build_package
 from smlt.aws.release import Release, deployment_name
 from smlt.config import TrainConfig
@@ -18,13 +19,29 @@ from smlt.config.limits import EPHEMERAL_MB
 from smlt.control.artifact_manager import Target
 from smlt.control.source_files import all_files
 from smlt.errors import ConfigError
-from smlt.io.keys import layer_key, package_key
+from smlt.io.keys import bundle_key, bundle_list_key, layer_key, package_key
 from smlt.io.object_store import ObjectStore
 from smlt.messages import Bundle
 from smlt.worker.task_loader import find_class
 
 _TORCH_TASK = "smlt.worker.torch_task"
 _MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """Something on its way to the bucket."""
+
+    what: str
+    done: int
+    """Bytes that are there."""
+    size: int
+
+    def __str__(self) -> str:
+        return f"uploading {self.what} ({self.size / 1e6:.1f} MB)"
+
+
+Told = Callable[[Sending], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +57,38 @@ class Shipment:
         """Names the code in the job's state."""
         return self.release.code
 
-    async def upload(
-        self, objects: ObjectStore, told: Callable[[str], None] = lambda line: None
-    ) -> None:
+    async def upload(self, objects: ObjectStore, told: Told = lambda sending: None) -> None:
         """Store the zips under their digests; what is there already is not sent again."""
         package = self.package
         code, layer = package_key(self.release.code), layer_key(self.release.layer)
         if await objects.head(code) is None:
-            told(f"uploading your code and smlt ({len(package.code_zip) / 1e6:.1f} MB)")
+            told(Sending("your code and smlt", 0, len(package.code_zip)))
             await objects.put(code, package.code_zip)
-        if await objects.head(layer) is None:
+        if self.release.image is None and await objects.head(layer) is None:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "layer.zip"
                 await asyncio.to_thread(package.write_layer, path)
-                told(f"uploading the packages ({path.stat().st_size / 1e6:.1f} MB)")
-                await objects.put_file(layer, path)
-        if self.bundles:
-            await upload_bundles(objects, self.bundles)
+                await _send(objects, layer, path, "the packages", told)
+        for bundle, path in self.bundles:
+            key = bundle_key(bundle.sha256)
+            if await objects.head(key) is None:
+                await _send(objects, key, path, f"{bundle.name} {bundle.version}", told)
+        if self.release.bundles is not None:
+            listed = bundle_list_key(self.release.bundles)
+            if await objects.head(listed) is None:
+                await objects.put(listed, bundle_list([bundle for bundle, _ in self.bundles]))
+
+
+async def _send(objects: ObjectStore, key: str, path: Path, what: str, told: Told) -> None:
+    size, done = (await asyncio.to_thread(path.stat)).st_size, 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done = min(size, done + count)
+        told(Sending(what, done, size))
+
+    told(Sending(what, 0, size))
+    await objects.put_file(key, path, moved)
 
 
 def prepare(
@@ -85,9 +117,12 @@ def prepare(
         architecture=aws.architecture,
         code=package.code_digest,
         layer=package.layer_digest,
+        image=image_tag(package) if package.is_image else None,
         bundles=hashlib.sha256(listed).hexdigest() if bundles else None,
         ephemeral_mb=aws.ephemeral_mb or _ephemeral_mb(data, unpacked),
         role=aws.role,
+        efs=aws.efs,
+        efs_data=aws.efs_data,
         subnets=aws.subnets,
         security_groups=aws.security_groups,
         reserved_concurrency=aws.reserved_concurrency,

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from smlt.aws.machine import Machine
@@ -33,6 +33,8 @@ class Wheel:
     """One package, as pip has fetched it."""
 
     path: Path
+    compiled: Path | None = None
+    """Zip of its modules, compiled."""
 
     @cached_property
     def _metadata(self) -> tuple[str, str, tuple[str, ...]]:
@@ -72,9 +74,34 @@ class Wheel:
             named = ((_installed_name(info.filename), info) for info in archive.infolist())
             return {name: info for name, info in named if name is not None and _is_wanted(name)}
 
+    @cached_property
+    def _bytecode(self) -> list[zipfile.ZipInfo]:
+        if self.compiled is None:
+            return []
+        with zipfile.ZipFile(self.compiled) as archive:
+            return archive.infolist()
+
     @property
     def unpacked(self) -> int:
-        return sum(info.file_size for info in self.members.values())
+        """Bytes of all that is deployed of it."""
+        files = [*self.members.values(), *self._bytecode]
+        return sum(info.file_size for info in files)
+
+    @property
+    def identity(self) -> str:
+        """Names what is deployed of it; the same input gives the same."""
+        form = "compiled" if self.compiled is not None else "source"
+        return f"{self.sha256}-{len(self.members)}-{len(self._bytecode)}-{form}"
+
+    def contents(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+        """What is deployed of it: each file's path below ``site-packages``, size and bytes."""
+        with zipfile.ZipFile(self.path) as archive:
+            for name, info in sorted(self.members.items()):
+                yield name, info.file_size, partial(archive.read, info)
+        if self.compiled is not None:
+            with zipfile.ZipFile(self.compiled) as archive:
+                for info in self._bytecode:
+                    yield info.filename, info.file_size, partial(archive.read, info)
 
 
 def fetch_wheels(

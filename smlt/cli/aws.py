@@ -6,10 +6,11 @@ import asyncio
 import sys
 from dataclasses import asdict, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from smlt.cli.live import print_plain
@@ -20,7 +21,7 @@ from smlt.errors import ConfigError
 
 if TYPE_CHECKING:
     from smlt.aws.deployment import Change
-    from smlt.aws.shipment import Shipment
+    from smlt.aws.shipment import Sending, Shipment
 
 Given = str | None
 Target = Annotated[
@@ -32,6 +33,10 @@ Python = Annotated[Given, typer.Option(metavar="3.12|3.13|3.11", help="Of the fu
 Architecture = Annotated[Given, typer.Option(metavar="x86_64|arm64", help="Of the functions.")]
 Requirements = Annotated[
     Given, typer.Option(metavar="FILE", help="Packages [requirements.txt beside the task].")
+]
+Image = Annotated[
+    bool | None,
+    typer.Option("--image/--no-image", help="As a container image, which Docker builds [zips]."),
 ]
 Objects = Annotated[
     Given, typer.Option(metavar="URL", help="The object store, s3://bucket/prefix.")
@@ -58,6 +63,7 @@ def package(
     python: Python = None,
     architecture: Architecture = None,
     requirements: Requirements = None,
+    image: Image = None,
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> int:
@@ -71,6 +77,8 @@ def package(
             "layer": release.layer,
             "code_bytes": len(built.code_zip),
             "ephemeral_mb": release.ephemeral_mb,
+            "compiled": built.bytecode is not None,
+            "image": release.image,
             "parts": [asdict(part) for part in built.parts()],
         }
         print(to_json(plain))
@@ -84,11 +92,20 @@ def package(
         table.add_row(part.name, part.place, packed, _megabytes(part.unpacked), part.why)
     Console(soft_wrap=True).print(table)
     unpacked = sum(part.unpacked for part in parts if part.place != "bundle")
+    if built.is_image:
+        print(f"for {built.machine}: {_megabytes(unpacked)}, above this\n")
+        print(import_module("smlt.aws.image").dockerfile(built))
+    else:
+        print(f"for {built.machine}: {_megabytes(unpacked)} unpacked of Lambda's 250 MB")
     print(
-        f"for {built.machine}: {_megabytes(unpacked)} unpacked of Lambda's 250 MB\n"
         f"code {release.code[:16]}, packages {release.layer[:16]}, "
         f"/tmp of {release.ephemeral_mb:,} MB"
     )
+    if built.bytecode is None:
+        print(
+            f"not compiled, for there is no python{built.machine.python} on this machine: with one "
+            "on PATH every cold start would be about a second shorter"
+        )
     return 0
 
 
@@ -105,6 +122,7 @@ def deploy(
     python: Python = None,
     architecture: Architecture = None,
     requirements: Requirements = None,
+    image: Image = None,
     run_dir: RunDir = None,
     dry_run: DryRun = False,
 ) -> int:
@@ -122,7 +140,11 @@ def deploy(
             print_plain(Console(), f"{change.title}: {change.what}")
 
     account = import_module("smlt.account")
-    asyncio.run(account.deploy(shipment, wanted, dry_run=dry_run, told=told, said=_say))
+    with _UploadView() as view:
+        deploying = account.deploy(
+            shipment, wanted, dry_run=dry_run, told=told, said=_say, sending=view.show
+        )
+        asyncio.run(deploying)
     done = sum(bool(change.what) for change in changes)
     verb = "would change" if dry_run else "changed"
     print(f"{shipment.release.name}: {verb} {done} of {len(changes)} things")
@@ -206,6 +228,39 @@ def confirmed(config: TrainConfig) -> TrainConfig:
         err=True,
     )
     return replace(config, yes=True)
+
+
+class _UploadView:
+    """Says what is uploaded; in a terminal also how much of it is there."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._is_live = self._bar.console.is_terminal
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def show(self, sending: Sending) -> None:
+        """Show what has come so far."""
+        if not sending.done:
+            _say(str(sending))
+        if not self._is_live:
+            return
+        if self._task is None:
+            self._task = self._bar.add_task("")
+            self._bar.start()
+        done, total = sending.done, sending.size
+        self._bar.update(self._task, description=sending.what, completed=done, total=total)
 
 
 def _packed(params: dict[str, Any]) -> tuple[TrainConfig, AwsConfig, Shipment]:

@@ -22,6 +22,10 @@ ARCHITECTURES = ("x86_64", "arm64")
 LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365)
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_SYSTEM_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_ACCESS_POINT = re.compile(
+    r"arn:aws[\w-]*:elasticfilesystem:[\w-]+:\d{12}:access-point/fsap-[0-9a-f]+"
+)
 _ROLE = re.compile(r"arn:aws[\w-]*:iam::\d{12}:role/.+")
 
 
@@ -52,12 +56,20 @@ class AwsConfig:
     log_days: int = 14
     ephemeral_mb: int | None = None
     """Size of /tmp; by default as much as the packages need."""
+    image: bool = False
+    """Deploy a container image, which the user's Docker builds, instead of zips."""
+    system_packages: Names = field(default_factory=Names)
+    """What else of Amazon Linux an image is to have, as dnf names it."""
+    efs: str | None = None
+    """ARN of an EFS access point, which every worker mounts for its data."""
+    efs_data: str = ""
+    """The data's folder below the access point."""
     core: Path | None = None
     """Folder with smlt's core compiled for the target; by default it is built."""
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("subnets", "security_groups", "sizes"):
+        for name in ("subnets", "security_groups", "sizes", "system_packages"):
             object.__setattr__(self, name, Names(str(one) for one in getattr(self, name)))
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise self._refuse("name", "use up to 31 small letters, digits and hyphens.")
@@ -70,6 +82,17 @@ class AwsConfig:
             raise self._refuse("core", "there is no such folder.")
         if self.role is not None and not _ROLE.fullmatch(self.role):
             raise self._refuse("role", "write a role's ARN, arn:aws:iam::123456789012:role/NAME.")
+        if self.system_packages and not self.image:
+            raise self._refuse("system_packages", "only an image can have them: set image, too.")
+        for package in self.system_packages:
+            if not _SYSTEM_PACKAGE.fullmatch(package):
+                raise self._refuse("system_packages", f"{shown(package)} is no package's name.")
+        if self.efs is not None and not _ACCESS_POINT.fullmatch(self.efs):
+            raise self._refuse("efs", "write the ARN of an access point, arn:…:access-point/fsap-…")
+        if self.efs is not None and not self.subnets:
+            raise self._refuse("efs", "it is mounted in a private network only: give subnets, too.")
+        if self.efs_data and (self.efs is None or ".." in Path(self.efs_data).parts):
+            raise self._refuse("efs_data", "it is a folder below the access point that efs names.")
         if bool(self.subnets) != bool(self.security_groups):
             raise self._refuse("subnets", "subnets and security_groups go together.")
         if self.reserved_concurrency is not None and self.reserved_concurrency < 1:

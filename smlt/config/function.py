@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 BUNDLES_VARIABLE = "SMLT_BUNDLES"
+DATA_VARIABLE = "SMLT_DATA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class FunctionEnvironment:
     tmp: str
     bundles: str = ""
     """Digest of the list of packages to fetch; empty where all are there."""
+    data: str = ""
+    """Folder of the data, where a file system with it is mounted."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -28,4 +31,5 @@ class FunctionEnvironment:
             variables.get("LAMBDA_TASK_ROOT", "."),
             tempfile.gettempdir(),
             variables.get(BUNDLES_VARIABLE, ""),
+            variables.get(DATA_VARIABLE, ""),
         )

@@ -22,6 +22,11 @@ from smlt.errors import CloudError
 TMP_MB = 512
 ROLE = "arn:aws:iam::000000000000:role/smlt"
 _EVENT_LIMIT = 1 << 20
+_SEND_S = 20.0
+"""For sending an event, which the service only queues."""
+_LOGS = Config(
+    connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}
+)
 _BILLED = re.compile(rb"Billed Duration: (\d+) ms")
 _READY_S = 120.0
 _POLL_S = 0.05
@@ -117,10 +122,15 @@ class LambdaClient:
         body = json.dumps(payload).encode()
         if len(body) > _EVENT_LIMIT:
             raise CloudError(f"an event of {len(body)} bytes exceeds Lambda's limit of 1 MB")
-        with translated(f"invoking {name}"):
-            answer = await self._functions.invoke(
-                FunctionName=name, Qualifier=qualifier, InvocationType="Event", Payload=body
-            )
+        doing = f"invoking {name}"
+        try:
+            async with asyncio.timeout(_SEND_S):
+                with translated(doing):
+                    answer = await self._functions.invoke(
+                        FunctionName=name, Qualifier=qualifier, InvocationType="Event", Payload=body
+                    )
+        except TimeoutError:
+            raise CloudError(f"{doing} failed: no answer within {_SEND_S:g} s") from None
         return str(answer["ResponseMetadata"]["RequestId"])
 
     async def call(
@@ -203,6 +213,6 @@ async def lambda_client(endpoint: Endpoint) -> AsyncIterator[LambdaClient]:
     once = Config(retries={"total_max_attempts": 1}, max_pool_connections=64, connect_timeout=5)
     async with (
         session.client("lambda", config=once, **options) as functions,
-        session.client("logs", **options) as logs,
+        session.client("logs", config=_LOGS, **options) as logs,
     ):
         yield LambdaClient(functions, logs)

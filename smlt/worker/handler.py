@@ -46,6 +46,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         host = Host(
             code_root=Path(function.task_root),
             cache_dir=Path(function.tmp) / "smlt",
+            data_dir=Path(function.data) if function.data else None,
             compute=compute,
             open_store=open_parameter_store,
             watchdog=watchdog,

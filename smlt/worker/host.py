@@ -25,6 +25,8 @@ class Host:
     """Folder that the user's modules are imported from."""
     cache_dir: Path
     """Scratch space for fetched data."""
+    data_dir: Path | None = None
+    """Folder of the data, where a job has none in the object store."""
     compute: Compute
     open_store: Callable[..., ParameterStore]
     watchdog: Watchdog

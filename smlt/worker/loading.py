@@ -238,6 +238,9 @@ class Loader:
         if self._spec.data is not None:
             text, _ = await self._objects.get(self._spec.data)
             manifest = json.loads(text)
+        elif self._host.data_dir is not None:
+            mounted: Data = await self._compute(Data.local, self._host.data_dir)
+            return mounted
         return Data.stored(
             manifest["files"],
             fetch=self._objects.read_range,

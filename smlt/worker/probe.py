@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from smlt._version import __version__
+from smlt.config.function import FunctionEnvironment
 from smlt.errors import SmltError
 from smlt.io.stores import open_object_store, open_parameter_store
 
@@ -23,9 +24,19 @@ async def answer(question: dict[str, Any]) -> dict[str, Any]:
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "machine": os.uname().machine,
         "time": time.time(),
+        "data": _data(),
         "objects": await _objects(str(question["objects"])),
         "parameters": await _parameters(str(question["parameters"])),
     }
+
+
+def _data() -> str:
+    """Look at the file system that is to hold the data, if there is one."""
+    folder = FunctionEnvironment.read().data
+    try:
+        return "" if not folder or os.listdir(folder) else f"{folder} is empty"
+    except OSError as exc:
+        return f"{folder} cannot be read: {exc.strerror}"
 
 
 async def _objects(url: str) -> str:

@@ -13,7 +13,9 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -39,6 +41,8 @@ CREDENTIALS = {
 REGION = "us-east-1"
 ACCOUNT = DEFAULT_ACCOUNT_ID
 _SERVICE = re.compile(r"Credential=[^/]+/\d+/([^/]+)/([^/]+)/aws4_request")
+PYTHON = f"python3.{sys.version_info.minor}"
+HANDLER = "smlt.worker.handler.handler"
 _COPIED = ("Runtime", "Role", "Handler", "Timeout", "MemorySize", "EphemeralStorage")
 
 
@@ -54,6 +58,8 @@ THROTTLED = Fault(429, "ThrottlingException")
 BROKEN = Fault(500, "InternalFailure")
 DENIED = Fault(403, "AccessDeniedException")
 CUT = Fault()
+SILENT = Fault(code="silent")
+_SILENCE_S = 3.0
 
 
 class _Quiet(WSGIRequestHandler):
@@ -72,13 +78,15 @@ class AwsAccount:
         self.recursion: dict[str, str] = {}
         self.bodies: list[str] = []
         """What has been sent to Lambda: settings and payloads."""
+        self.images: Path | None = None
+        """Where what images were built from lies, in a folder for each tag."""
         self.function_variables: dict[str, str] = {}
         """What functions see beside their own settings, as if Lambda set it."""
         self._cloud = cloud
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._layers: dict[str, tuple[str, str]] = {}
-        self._code: dict[str, tuple[str, str]] = {}
+        self._code: dict[str, tuple[str, ...]] = {}
         self._versions: dict[tuple[str, str], str] = {}
         self._operations = _lambda_operations()
         self._server = make_server(
@@ -96,6 +104,11 @@ class AwsAccount:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    @property
+    def cloud_endpoint(self) -> str:
+        """Where the functions are."""
+        return self._cloud.endpoint
 
     @property
     def variables(self) -> dict[str, str]:
@@ -153,10 +166,10 @@ class AwsAccount:
         if operation == "PublishLayerVersion":
             content = asked["Content"]
             self._layers[made["LayerVersionArn"]] = content["S3Bucket"], content["S3Key"]
-        elif operation == "CreateFunction" and "S3Bucket" in asked["Code"]:
-            self._code[asked["FunctionName"]] = asked["Code"]["S3Bucket"], asked["Code"]["S3Key"]
+        elif operation == "CreateFunction" and "ZipFile" not in asked["Code"]:
+            self._code[asked["FunctionName"]] = _place(asked["Code"])
         elif operation == "UpdateFunctionCode":
-            self._code[name[0]] = asked["S3Bucket"], asked["S3Key"]
+            self._code[name[0]] = _place(asked)
         elif operation == "PublishVersion":
             self._versions[name[0], made["Version"]] = self._publish(name[0])
         elif operation == "PutFunctionEventInvokeConfig":
@@ -170,11 +183,13 @@ class AwsAccount:
 
     def _publish(self, name: str) -> str:
         found = self.client("lambda").get_function_configuration(FunctionName=name)
-        settings = {key: found[key] for key in _COPIED}
+        settings = {key: found[key] for key in _COPIED if key in found}
+        settings = {"Runtime": PYTHON, "Handler": HANDLER} | settings
         variables = found.get("Environment", {}).get("Variables", {}) | self.function_variables
         settings["Environment"] = {"Variables": variables}
         layers = [self._layers[layer["Arn"]] for layer in found.get("Layers", ())]
-        code = self._unpacked(self._code[name], layers)
+        code = self._image(*self._code[name]) if len(self._code[name]) == 1 else None
+        code = code or self._unpacked(self._code[name], layers)
         existing = [f["FunctionName"] for f in self.embedded.list_functions()["Functions"]]
         if name in existing:
             self.embedded.update_function_code(FunctionName=name, ZipFile=code)
@@ -192,6 +207,17 @@ class AwsAccount:
                 with zipfile.ZipFile(io.BytesIO(body)) as archive:
                     for member in archive.namelist():
                         whole.writestr(member.removeprefix("python/"), archive.read(member))
+        return buffer.getvalue()
+
+    def _image(self, uri: str) -> bytes:
+        """What the image of a Dockerfile would have in the folder of the function's code."""
+        context, buffer = self.images / uri.rpartition(":")[2], io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as whole:
+            for line in (context / "Dockerfile").read_text().splitlines():
+                if line.startswith("COPY"):
+                    folder = context / line.split()[1]
+                    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                        whole.write(path, path.relative_to(folder))
         return buffer.getvalue()
 
     def _forward(self, environ, start_response, operation: str, body: bytes):
@@ -225,6 +251,12 @@ _EMBEDDED = {
     ("logs", "FilterLogEvents"),
     ("logs", "GetLogEvents"),
 }
+
+
+def _place(code: dict[str, str]) -> tuple[str, ...]:
+    if "ImageUri" in code:
+        return (code["ImageUri"],)
+    return code["S3Bucket"], code["S3Key"]
 
 
 @contextmanager
@@ -268,6 +300,8 @@ def _json(start_response, plain, status: str = "200 OK", headers=()):
 
 
 def _refuse(environ, start_response, service: str, fault: Fault):
+    if fault is SILENT:
+        time.sleep(_SILENCE_S)
     if not fault.status:
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         start_response("500 Cut", [])

@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,12 @@ def write_wheel(folder, name, version, files=None, requires=()):
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """What need not be made again for every test: wheels, compiled modules."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
 def account():
     # Short: a function's folder is below it. Below /tmp: functions must see it in theirs.
     folder = Path(tempfile.mkdtemp(prefix="aws-"))
@@ -73,16 +80,21 @@ def bucket(account):
     account.heal()
 
 
+def _heed_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Shell:
     """Runs ``smlt`` in a folder, against the account."""
 
-    def __init__(self, folder, account, wheelhouse):
+    def __init__(self, folder, account, wheelhouse, cache):
         self.folder = folder
         self.variables = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
             "PYTHONPATH": str(CODE),
             "COLUMNS": "200",
+            "XDG_CACHE_HOME": str(cache),
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(wheelhouse),
             "SMLT_AWS_PYTHON": f"3.{sys.version_info.minor}",
@@ -99,6 +111,8 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever runs the tests in the background has them ignore it.
+            preexec_fn=_heed_ctrl_c,
         )
 
     def smlt(self, *arguments, limit_s=90.0, **variables):
@@ -114,8 +128,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path, account, wheelhouse):
-    return Shell(tmp_path, account, wheelhouse)
+def shell(tmp_path, account, wheelhouse, cache):
+    return Shell(tmp_path, account, wheelhouse, cache)
 
 
 __all__ = ["until", "write_wheel"]

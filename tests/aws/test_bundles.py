@@ -38,7 +38,7 @@ def size():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_package_of_300_mb_is_brought_to_the_workers(tmp_path, account, bucket):
+def test_a_package_of_300_mb_is_brought_to_the_workers(tmp_path, account, bucket, cache):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     for name in WORKER_NEEDS:
@@ -50,7 +50,7 @@ def test_a_package_of_300_mb_is_brought_to_the_workers(tmp_path, account, bucket
     shutil.copy(TASKS / "small.py", job)
     (job / "heavy_task.py").write_text(TASK)
     (job / "requirements.txt").write_text("heavy\n")
-    shell = Shell(tmp_path, account, wheels)
+    shell = Shell(tmp_path, account, wheels, cache)
     with ValkeyServer(tmp_path / "valkey.sock") as server:
         stores = ("--objects", bucket, "--parameters", f"redis://127.0.0.1:{server.port}")
         shown = shell.smlt("package", job / "heavy_task.py:Heavy", limit_s=200).check(0)

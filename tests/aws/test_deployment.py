@@ -17,8 +17,8 @@ from smlt.aws.deployment import Deployment
 from smlt.aws.policy import permissions
 from smlt.aws.release import Release
 from smlt.aws.removal import Deployed
-from smlt.errors import ConfigError, SmltError
-from tests.aws.account import ACCOUNT, BROKEN, CUT, DENIED, REGION, THROTTLED
+from smlt.errors import ConfigError
+from tests.aws.account import ACCOUNT, DENIED, REGION, THROTTLED
 
 SIZE = 1769
 
@@ -209,46 +209,3 @@ def test_a_deployment_gets_through_a_busy_moment_and_says_what_it_may_not_do(acc
     with pytest.raises(ConfigError, match=r"publishing .* do not allow PublishVersion \(as told\)"):
         deploy(release, SIZE)
     assert not busy
-
-
-@pytest.mark.slow
-def test_a_call_that_fails_in_passing_is_repeated(account, release):
-    """Each kind of call once throttled, once broken, once cut."""
-    failed = {}
-
-    def fail(service, operation):
-        number = failed.get((service, operation), 0)
-        failed[service, operation] = number + 1
-        if service != "s3" and number < 3:
-            raise (THROTTLED, BROKEN, CUT)[number]
-
-    account.before = fail
-    _, [function] = deploy(release, SIZE)
-    assert function.version == "1"
-    assert len(failed) > 12, failed
-    removed = destroy(release.name)
-    assert len(removed) == 4, removed
-
-
-@pytest.mark.slow
-def test_a_call_that_is_denied_ends_in_one_sentence_that_names_it(account, release):
-    """Every call of a deployment and of its removal in turn."""
-    begin = len(account.calls)
-    live(release)
-    calls = [call for call in dict.fromkeys(account.calls[begin:]) if call[0] != "s3"]
-    assert len(calls) > 20, calls
-    for denied in calls:
-
-        def fail(service, operation, denied=denied):
-            if (service, operation) == denied:
-                raise DENIED
-
-        account.before = fail
-        with pytest.raises(SmltError) as caught:
-            live(release)
-        account.heal()
-        destroy(release.name)
-        text = str(caught.value)
-        assert denied[1] in text, (denied, text)
-        assert "\n" not in text
-        assert "do not allow" in text

@@ -109,6 +109,23 @@ def test_mnist_across_a_killed_worker(shell, account, bucket, valkey, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_mnist_over_many_generations(shell, account, bucket, valkey, tmp_path):
+    """Functions of 20 s, as if a job of hours ran in those of 15 minutes."""
+    prepare = [sys.executable, str(EXAMPLES / "prepare.py")]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    stores = ("--objects", bucket, "--parameters", valkey, "--run-dir", tmp_path / "run")
+    job = ("train", f"{EXAMPLES / 'softmax.py'}:Softmax", "--workers", "4", "--epochs", "40")
+    aws = ("--platform", "aws", "--yes", "--function-timeout", "20s", "--json", "--quiet")
+    trained = shell.smlt(*job, *stores, *aws, limit_s=400).check(0)
+    assert trained.summary["generations"] >= 3
+    local = shell.smlt(*job, "--run-dir", tmp_path / "l", "--json", "--quiet", limit_s=200).check(0)
+    assert local.summary["weights_digest"] == trained.summary["weights_digest"]
+    print({name: trained.summary[name] for name in ("generations", "seconds", "cost_usd")})
+    shell.smlt("destroy", "--objects", bucket).check(0)
+
+
+@pytest.mark.slow
 def test_a_store_that_only_functions_reach_is_reached_through_one(shell, account, bucket, valkey):
     """Training, and going on by another client: the direct path is closed to both."""
     closed = {"TEST_CLOSED_PORT": valkey.rpartition(":")[2]}

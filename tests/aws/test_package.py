@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import os
 import platform
 import subprocess
 import sys
@@ -13,12 +15,15 @@ from pathlib import Path
 import pytest
 
 import smlt
-from smlt.aws import machine
+from smlt.aws import bytecode, machine
+from smlt.aws import package as package_of_smlt
+from smlt.aws.bundles import make_bundle
 from smlt.aws.elf import read_library
+from smlt.aws.image import dockerfile
 from smlt.aws.machine import Machine
 from smlt.aws.package import build_package
 from smlt.aws.wheels import WORKER_NEEDS
-from smlt.config.aws import AwsConfig
+from smlt.config.aws import AwsConfig, cache_dir
 from smlt.control.artifact_manager import locate
 from smlt.errors import ConfigError
 from tests.aws.conftest import write_wheel
@@ -29,7 +34,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "mnist"
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, wheelhouse):
+def project(tmp_path, monkeypatch, wheelhouse, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "train.py").write_text("class Task: pass\n")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -39,10 +45,10 @@ def project(tmp_path, monkeypatch, wheelhouse):
     return tmp_path / "job"
 
 
-def build(project, **settings):
+def build(project, cache=None, **settings):
     aws = AwsConfig(**{"python": HOST, "core": CORE, **settings})
     target = locate(f"{project / 'train.py'}:Task", project)
-    return build_package(target, [], aws, project.parent / "cache", torch=False)
+    return build_package(target, [], aws, cache or cache_dir(), torch=False)
 
 
 def test_the_same_input_gives_the_same_names_and_a_change_of_code_leaves_the_layer(project):
@@ -52,6 +58,62 @@ def test_the_same_input_gives_the_same_names_and_a_change_of_code_leaves_the_lay
     third = build(project)
     assert third.code_digest != first.code_digest
     assert third.layer_digest == first.layer_digest
+
+
+def test_two_trees_and_two_caches_give_the_same_names(project, tmp_path, wheelhouse):
+    wheel = write_wheel(project, "private", "1.0", {"private/__init__.py": "x = {1, 2, 'a'}\n"})
+    (project / "requirements.txt").write_text("--find-links .\nprivate\n")
+    (project / "more").mkdir()
+    (project / "more" / "deep.py").write_text("def f(a, *, b=('x', 2.5)): return f'{a}{b}'\n")
+    other = tmp_path / "elsewhere" / "copy"
+    other.mkdir(parents=True)
+    for path in sorted(project.rglob("*"), reverse=True):
+        target = other / path.relative_to(project)
+        if path.is_file():
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+            os.utime(target, (1, 1))
+    (other / "__pycache__").mkdir()
+    (other / "__pycache__" / "train.cpython-39.pyc").write_bytes(b"not ours")
+    first, second = build(project), build(other, tmp_path / "another-cache")
+    assert first.code_zip == second.code_zip
+    assert first.layer_digest == second.layer_digest
+    layers = [tmp_path / "a.zip", tmp_path / "b.zip"]
+    for package, path in zip((first, second), layers, strict=True):
+        package.write_layer(path)
+    assert layers[0].read_bytes() == layers[1].read_bytes()
+    (bundled,) = [one for one in first.wheels if one.path.name == wheel.name]
+    (again,) = [one for one in second.wheels if one.path.name == wheel.name]
+    packed = [make_bundle(bundled, tmp_path / "1"), make_bundle(again, tmp_path / "2")]
+    assert packed[0][0] == packed[1][0]
+
+
+def test_modules_are_deployed_compiled_where_that_python_is_here(project, tmp_path):
+    package = build(project)
+    (tmp_path / "code.zip").write_bytes(package.code_zip)
+    with zipfile.ZipFile(tmp_path / "code.zip") as archive:
+        archive.extractall(tmp_path / "root")
+    # Sources that differ from what was compiled are not noticed, so nothing has read them.
+    (tmp_path / "root" / "train.py").write_text("raise SystemExit('compiled again')\n")
+    program = "import sys; sys.path[:0] = sys.argv[1:]; import train; print(train.Task)"
+    command = [sys.executable, "-I", "-S", "-c", program, str(tmp_path / "root")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "train.Task" in done.stdout
+    parts = {part.name: part for part in package.parts()}
+    assert parts["compiled modules"].files > 50
+    assert bytecode.interpreter("3.99") is None
+
+
+def test_a_package_for_a_python_that_is_not_here_is_deployed_as_source(project, monkeypatch):
+    monkeypatch.setattr(package_of_smlt, "interpreter", lambda python: None)
+    package = build(project)
+    assert not any("__pycache__" in name for name in zip_names(package.code_zip))
+    assert "compiled modules" not in {part.name for part in package.parts()}
+
+
+def zip_names(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.namelist()
 
 
 def test_private_wheels_and_hashes_are_taken_from_the_requirements(project):
@@ -85,8 +147,11 @@ def test_a_system_library_that_lambda_has_not_is_named(project):
     library[at : at + 11] = b"\0libG.so.1\0"
     (project / "drawing.so").write_bytes(library)
     assert read_library(bytes(library)).needed == ("libG.so.1",)
-    with pytest.raises(ConfigError, match=r"drawing\.so .* needs the system library libG\.so\.1"):
+    with pytest.raises(ConfigError, match=r"drawing\.so .* library libG\.so\.1.* with --image"):
         build(project)
+    image = build(project, image=True)
+    assert list(image.missing) == ["libG.so.1"]
+    assert "'libG.so.1()(64bit)'" in dockerfile(image)
 
 
 @pytest.mark.slow
@@ -132,15 +197,19 @@ def test_a_package_runs_by_itself(tmp_path):
             archive.extractall(root)
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]; import smlt.worker.handler as h; "
-        "import smlt.io.s3, smlt._core.codec as c; print(h.__file__, c.__file__)"
+        "import smlt.io.s3, smlt._core.codec as c; print(h.__file__, c.__file__); "
+        "print(*[m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None) and "
+        "m.__file__.startswith(sys.argv[1]) and m.__file__.endswith('.py') "
+        "and not __import__('os').path.exists(m.__cached__)], file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program, str(root), str(root / "python")],
+        [sys.executable, "-I", "-S", "-B", "-c", program, str(root), str(root / "python")],
         capture_output=True,
         text=True,
         check=True,
     )
     assert all(path.startswith(str(root)) for path in done.stdout.split())
+    assert not done.stderr.strip(), "compiled at the start of a function"
 
 
 def test_settings_about_aws_have_three_sources(tmp_path):
