@@ -21,7 +21,7 @@ from pathlib import Path
 from smlt.aws import machine
 from smlt.aws.machine import Machine
 from smlt.aws.package import build_package
-from smlt.config.aws import AwsConfig
+from smlt.config.aws import AwsConfig, cache_dir
 from smlt.control.artifact_manager import locate
 
 ROUNDS = 15
@@ -46,7 +46,7 @@ def unpacked(folder: Path) -> list[str]:
     machine.GLIBC[python] = tuple(map(int, platform.libc_ver()[1].split(".")))
     aws = AwsConfig(python=python, architecture=Machine(python, platform.machine()).architecture)
     target = locate(f"{EXAMPLE / 'softmax.py'}:Softmax", EXAMPLE)
-    package = build_package(target, [EXAMPLE / "data"], aws, folder / "cache", torch=False)
+    package = build_package(target, [EXAMPLE / "data"], aws, cache_dir(), torch=False)
     root = folder / "root"
     package.write_layer(folder / "layer.zip")
     (folder / "code.zip").write_bytes(package.code_zip)

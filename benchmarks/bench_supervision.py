@@ -40,6 +40,7 @@ from smlt.messages import JobSpec, Limits, ResourcePlan
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120.0
+LIMITS = Limits(start_s=LIMIT_S)
 
 
 class SocketCloud:
@@ -79,7 +80,12 @@ async def measure(folder: Path, workers: int, seconds: float) -> dict[str, Any]:
 
 
 async def supervise(
-    folder: Path, url: str, cloud: LambdaService, workers: int, seconds: float
+    folder: Path,
+    url: str,
+    cloud: LambdaService,
+    workers: int,
+    seconds: float,
+    limits: Limits = LIMITS,
 ) -> dict[str, Any]:
     """Start workers by a cloud, and supervise them for so long after all have started."""
     spec = JobSpec(
@@ -87,7 +93,7 @@ async def supervise(
         batch_size=4096,
         virtual_workers=1024,
         budget_usd=1e6,
-        limits=Limits(start_s=LIMIT_S),
+        limits=limits,
     )
     plan = ResourcePlan(workers=workers, memory_mb=1769)
     prices = read_prices()
@@ -113,7 +119,7 @@ async def supervise(
         running = asyncio.create_task(scheduler.run())
         while len(feed.progress.ranks) < workers or feed.progress.step == 0:
             assert not running.done(), running.result()
-            assert time.monotonic() < began + LIMIT_S, "the workers did not start in time"
+            assert time.monotonic() < began + limits.start_s, "the workers did not start in time"
             await asyncio.sleep(0.1)
         started_s = time.monotonic() - began
         start_cpu_s = time.process_time()

@@ -22,6 +22,8 @@ from smlt.io.stores import open_parameter_store
 from smlt.messages import PhaseRecord, RankState, StepRecord, WorkerReport, WorkerTask
 
 BEAT_S = 1.0
+# All are in one process, which may have to wait for a processor.
+LEASE_S = 60.0
 STEP_S = 0.5
 REPORT_S = 0.5
 TTL_S = 3600.0
@@ -66,7 +68,7 @@ class Fleet:
         await asyncio.sleep(random.random() * BEAT_S)
         state = RankState(rank=rank, state="training", step=1, pid=os.getpid())
         while True:
-            await store.renew(keys.lease(rank), msgpack.packb(state.to_dict()), ttl_s=10.0)
+            await store.renew(keys.lease(rank), msgpack.packb(state.to_dict()), ttl_s=LEASE_S)
             await store.values([keys.marker, keys.client])
             await asyncio.sleep(BEAT_S)
 

@@ -260,4 +260,21 @@ class LambdaFunction:
         if "Failed" in (state, update):
             reason = found.get("StateReason") or found.get("LastUpdateStatusReason")
             raise CloudError(f"the {self.title} cannot be made ready: {reason}")
-        return state in ("Active", "Inactive") and update in (None, "Successful")
+        if state not in ("Active", "Inactive") or update not in (None, "Successful"):
+            return False
+        if version is not None:
+            self._check_published(version, found)
+        return True
+
+    def _check_published(self, version: str, found: dict[str, Any]) -> None:
+        """Compare what was published with the plan: another client may have changed it between."""
+        names = ("version", "memory", "architecture")
+        wanted = (version, self._shape.memory_mb, self._release.architecture)
+        architectures = found.get("Architectures") or ["x86_64"]
+        there = (found.get("Version"), found.get("MemorySize"), architectures[0])
+        for name, expected, actual in zip(names, wanted, there, strict=True):
+            if expected != actual:
+                raise CloudError(
+                    f"the {self.title} was published with the {name} {actual} instead of "
+                    f"{expected}: another client deploys it; try again when that has ended"
+                )

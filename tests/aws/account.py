@@ -72,8 +72,10 @@ class _Quiet(WSGIRequestHandler):
 class AwsAccount:
     """``before(service, operation)`` is called for each call, and may raise a Fault."""
 
-    def __init__(self, cloud: EmbeddedCloud) -> None:
+    def __init__(self, cloud: EmbeddedCloud, folder: Path) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.puts: list[str] = []
+        """What has been written into buckets, part by part."""
         self.before = lambda service, operation: None
         self.recursion: dict[str, str] = {}
         self.bodies: list[str] = []
@@ -83,6 +85,8 @@ class AwsAccount:
         self.function_variables: dict[str, str] = {}
         """What functions see beside their own settings, as if Lambda set it."""
         self._cloud = cloud
+        self.folder = folder
+        """Visible to functions."""
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._layers: dict[str, tuple[str, str]] = {}
@@ -128,6 +132,8 @@ class AwsAccount:
         service = scope[2] if scope else "s3"
         operation = self._operation(service, environ, body)
         self.calls.append((service, operation))
+        if service == "s3" and operation == "PUT":
+            self.puts.append(environ["PATH_INFO"])
         if service == "lambda":
             self.bodies.append(body.decode("latin-1"))
         try:
@@ -268,7 +274,7 @@ def aws_account(folder: Path, **options):
         )
         runner.run(cloud.__aenter__())
         try:
-            with AwsAccount(cloud) as account:
+            with AwsAccount(cloud, folder) as account:
                 yield account
         finally:
             runner.run(cloud.__aexit__(None, None, None))

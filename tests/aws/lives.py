@@ -66,9 +66,15 @@ async def deploying_again(api, release):
 
 
 async def changing(api, release):
-    """Another state: more of /tmp, other logs, no reserved concurrency."""
+    """Another state: more of /tmp, other logs, no reserved concurrency, a file system of data."""
     other = dataclasses.replace(
-        release, ephemeral_mb=2048, log_days=7, reserved_concurrency=None, bundles="d" * 64
+        release,
+        ephemeral_mb=2048,
+        log_days=7,
+        reserved_concurrency=None,
+        bundles="d" * 64,
+        efs=ACCESS_POINT,
+        efs_data="imagenet",
     )
     deployment = await Deployment.open(api, other)
     await deployment.apply([SIZE])

@@ -17,8 +17,9 @@ from smlt.aws.deployment import Deployment
 from smlt.aws.policy import permissions
 from smlt.aws.release import Release
 from smlt.aws.removal import Deployed
-from smlt.errors import ConfigError
+from smlt.errors import CloudError, ConfigError
 from tests.aws.account import ACCOUNT, DENIED, REGION, THROTTLED
+from tests.aws.lives import ACCESS_POINT
 
 SIZE = 1769
 
@@ -140,6 +141,23 @@ def test_destruction_leaves_nothing_and_takes_nothing_of_a_namesake(account, rel
     assert destroy(release.name) == []
 
 
+@pytest.mark.slow
+def test_a_version_that_is_not_what_the_plan_says_is_not_run(account, release):
+    """Another client changes the function between our last look and the publication."""
+    api, name = account.client("lambda"), f"smlt-{release.name}-{SIZE}"
+
+    def meddle(service, operation):
+        if operation == "PublishVersion":
+            account.heal()
+            api.update_function_configuration(FunctionName=name, MemorySize=512)
+
+    account.before = meddle
+    with pytest.raises(CloudError, match="published with the memory 512 instead of 1769"):
+        deploy(release, SIZE)
+    [function] = deploy(release, SIZE)[1]
+    assert (function.version, function.memory_mb) == ("2", SIZE)
+
+
 def allows(policy, action, resource, **context):
     """Evaluate a policy as IAM does: an explicit denial wins, and what is not allowed is denied."""
 
@@ -170,6 +188,7 @@ def test_the_role_sees_its_prefix_and_its_logs_and_nothing_else():
         layer="",
         subnets=("subnet-1",),
         security_groups=("sg-1",),
+        efs=ACCESS_POINT,
     )
     policy = permissions(release, ACCOUNT, "aws", REGION)
     for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
@@ -186,6 +205,10 @@ def test_the_role_sees_its_prefix_and_its_logs_and_nothing_else():
     groups = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/"
     assert allows(policy, "logs:PutLogEvents", f"{groups}smlt-mine-1769:log-stream:a")
     assert not allows(policy, "logs:PutLogEvents", f"{groups}smlt-other-1769:log-stream:a")
+    mount = {"elasticfilesystem:AccessPointArn": ACCESS_POINT}
+    assert allows(policy, "elasticfilesystem:ClientMount", "*", **mount)
+    assert not allows(policy, "elasticfilesystem:ClientMount", "*")
+    assert not allows(policy, "elasticfilesystem:ClientWrite", "*", **mount)
     for action in ("iam:PassRole", "lambda:InvokeFunction", "s3:DeleteBucket", "sts:AssumeRole"):
         assert not allows(policy, action, "*")
     # Lambda makes interfaces by this role; code that runs in a function may not.

@@ -9,12 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smlt.aws.release import TAG
+from tests.aws.lives import ACCESS_POINT
 from tests.io.servers import ValkeyServer
 from tests.jobs.harness import SMALL, until
 
+MOUNTED = """
+import small
+
+
+class Mounted(small.Regression):
+    def dataset(self, data, split):
+        assert list(data) == ["there.npy"], list(data)
+        assert data["there.npy"][3] == 3
+        return super().dataset(data, split)
+"""
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mnist"
 
 
@@ -146,6 +158,42 @@ def test_a_store_that_only_functions_reach_is_reached_through_one(shell, account
     assert longer.summary["steps"] == 25
     shell.smlt("destroy", "--objects", bucket).check(0)
     assert tagged(account) == []
+
+
+@pytest.mark.slow
+def test_data_in_a_file_system_that_functions_mount(shell, account, bucket, valkey, tmp_path):
+    (tmp_path / "mounted.py").write_text(MOUNTED)
+    (tmp_path / "small.py").write_bytes(Path(SMALL.partition(":")[0]).read_bytes())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "here.txt").write_text("only on this machine")
+    folder = account.folder / "efs"
+    folder.mkdir()
+    np.save(folder / "there.npy", np.arange(5))
+    private = {
+        "SMLT_AWS_EFS": ACCESS_POINT,
+        "SMLT_AWS_EFS_DATA": "imagenet",
+        "SMLT_AWS_SUBNETS": "subnet-1",
+        "SMLT_AWS_SECURITY_GROUPS": "sg-1",
+    }
+    # Where it is mounted is here a folder that functions see.
+    account.function_variables["SMLT_DATA"] = str(folder)
+    stores = ("--objects", bucket, "--parameters", valkey)
+    aws = ("--platform", "aws", "--yes", "--workers", "2", "--steps", "5", "--json", "--quiet")
+    try:
+        shell.smlt("train", "mounted.py:Mounted", *stores, *aws, **private).check(0)
+        seen = shell.smlt("doctor", *stores).check(0).out
+        assert "ok    data from there: answers" in seen
+        (folder / "there.npy").unlink()
+        seen = shell.smlt("doctor", *stores).check(1).out
+        assert f"FAULT data from there: {folder} is empty" in seen
+    finally:
+        account.function_variables.clear()
+    functions = account.client("lambda").list_functions()["Functions"]
+    [worker] = [f for f in functions if f["FunctionName"].endswith("-1769")]
+    assert worker["Environment"]["Variables"]["SMLT_DATA"] == "/mnt/data/imagenet"
+    listed = account.client("s3").list_objects_v2(Bucket=bucket.split("/")[2])["Contents"]
+    assert not [entry for entry in listed if "/data/" in entry["Key"]]
+    shell.smlt("destroy", "--objects", bucket).check(0)
 
 
 @pytest.mark.slow
