@@ -133,7 +133,7 @@ class Lead:
             await _sweep(store, progress.job_id)
             if invocations.unreported:
                 await wait_for_reports(place.cloud, invocations)
-                progress.billed_gb_s, progress.cost_usd = invocations.bill()
+            progress.billed_gb_s, progress.cost_usd = invocations.bill()
             progress.state = outcome.status
             feed.event("end", status=outcome.status, message=outcome.message)
         if outcome.failure is not None and outcome.failure.kind == "user":

@@ -168,14 +168,15 @@ async def aws_place(
                 "the parameter store cannot be reached from here: the job is followed through the "
                 f"function {function.name}"
             )
-            way = partial(_through, cloud, function, parameters)
-            await _check_way(way)
+            early: list[tuple[int, int]] = []
+            way = partial(_through, cloud, function, parameters, early)
+            await _check_way(way, lambda *call: early.append(call))
             yield Place(cloud, parameters, make, kind, (notice,), way=way)
 
 
-async def _check_way(way: Callable[[float, Billed], ParameterStore]) -> None:
+async def _check_way(way: Callable[[float, Billed], ParameterStore], billed: Billed) -> None:
     try:
-        async with way(_REACH_FROM_THERE_S, lambda billed_ms, memory_mb: None) as store:
+        async with way(_REACH_FROM_THERE_S, billed) as store:
             await store.discard(["smlt"])
     except StoreUnreachableError as exc:
         raise StoreUnreachableError(
@@ -185,8 +186,16 @@ async def _check_way(way: Callable[[float, Billed], ParameterStore]) -> None:
 
 
 def _through(
-    cloud: LambdaClient, function: Function, url: str, time_limit_s: float, billed: Billed
+    cloud: LambdaClient,
+    function: Function,
+    url: str,
+    early: list[tuple[int, int]],
+    time_limit_s: float,
+    billed: Billed,
 ) -> GatewayStore:
+    """Open the way; calls that came before there was a bill go onto the first one."""
+    while early:
+        billed(*early.pop())
     return GatewayStore(
         url,
         partial(cloud.call, function.name, function.version),

@@ -11,6 +11,7 @@ import aioboto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from smlt.config.aws import aws_region
 from smlt.control.aws_errors import code_of, translated
 from smlt.errors import CloudError
 
@@ -103,7 +104,7 @@ async def _limited(doing: str) -> AsyncIterator[None]:
 async def open_api(region: str | None = None) -> AsyncIterator[Api]:
     """Open the way to AWS, with the credentials of the environment."""
     async with AsyncExitStack() as stack:
-        yield Api(region, stack)
+        yield Api(region or aws_region(), stack)
 
 
 def _without_none(given: dict[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,10 @@ async def _raising(api: Api, total: int, wanted: int) -> str:
 
 async def _function(api: Api, name: str, objects: str, parameters: str | None) -> list[Finding]:
     """Ask the newest version of one function of the deployment what it sees."""
-    listed = await api.all("lambda", "list_functions", "looking for functions", "Functions")
+    try:
+        listed = await api.all("lambda", "list_functions", "looking for functions", "Functions")
+    except SmltError as exc:
+        return [Finding("function", False, str(exc))]
     names = sorted(f["FunctionName"] for f in listed)
     found = next((one for one in names if one.startswith(function_prefix(name))), None)
     if found is None:

@@ -160,6 +160,12 @@ def with_endpoint(url: str | None, given: str | None) -> str | None:
     return f"{url}{'&' if '?' in url else '?'}endpoint={quote(endpoint, safe=':/')}"
 
 
+def aws_region(environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the region that AWS_REGION names, as AWS's own tools take it; boto does not."""
+    variables = os.environ if environment is None else environment
+    return variables.get("AWS_REGION") or None
+
+
 def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> str | None:
     """Return the password that a variable holds, or None where it is not set."""
     variables = os.environ if environment is None else environment

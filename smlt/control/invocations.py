@@ -148,9 +148,9 @@ class Invocations:
 
     @property
     def unreported(self) -> set[str]:
-        """The functions of which Lambda has not reported the end of every one that it began."""
+        """The functions that have begun an invocation whose end Lambda has not reported."""
         every = (one for deliveries in self._by_id.values() for one in deliveries)
-        return {one.function for one in every if not one.ended and not one.lost}
+        return {one.function for one in every if one.stream and not one.ended and not one.lost}
 
     @property
     def late_since_ms(self) -> int:

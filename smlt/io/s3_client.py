@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 
+from smlt.config.aws import aws_region
 from smlt.errors import FrameError
 from smlt.io.s3_address import S3Address
 from smlt.io.s3_errors import FOREIGN, Attempts
@@ -201,8 +202,9 @@ class S3Client:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
+        region = address.region or aws_region()
         return kind(botocore_session=session).client(
-            "s3", endpoint_url=address.endpoint, region_name=address.region, config=config
+            "s3", endpoint_url=address.endpoint, region_name=region, config=config
         )
 
     def _count(self, event_name: str, **_: Any) -> None:

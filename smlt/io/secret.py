@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from smlt.config.aws import secret_variable
+from smlt.config.aws import aws_region, secret_variable
 from smlt.errors import ConfigError
 
 _KEEPERS = {
@@ -69,7 +69,7 @@ class SecretAddress:
             connect_timeout=_CONNECT_S, read_timeout=_READ_S
         )
         try:
-            client: Any = boto3.client(self.keeper, config=config)
+            client: Any = boto3.client(self.keeper, region_name=aws_region(), config=config)
             if self.keeper == "ssm":
                 found = client.get_parameter(Name=self.name, WithDecryption=True)
                 return str(found["Parameter"]["Value"])

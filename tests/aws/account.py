@@ -35,8 +35,8 @@ from smlt.embedded import EmbeddedCloud
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
+    # As AWS's own tools have it; boto knows only AWS_DEFAULT_REGION.
     "AWS_REGION": "us-east-1",
-    "AWS_DEFAULT_REGION": "us-east-1",
 }
 REGION = "us-east-1"
 ACCOUNT = DEFAULT_ACCOUNT_ID
@@ -109,10 +109,10 @@ class AwsAccount:
         self._thread.join()
         self._server.server_close()
 
-    @property
-    def cloud_endpoint(self) -> str:
-        """Where the functions are."""
-        return self._cloud.endpoint
+    def say(self, what: str):
+        """What the service of functions says of itself: its ``environments`` or its ``bill``."""
+        with urllib.request.urlopen(f"{self._cloud.endpoint}/_smlt/{what}", timeout=10) as answer:
+            return json.loads(answer.read())
 
     @property
     def variables(self) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-import urllib.request
 
 import pytest
 
@@ -25,9 +24,7 @@ def valkey(tmp_path):
 
 def busy(account):
     """The functions that run at this moment."""
-    with urllib.request.urlopen(f"{account.cloud_endpoint}/_smlt/environments", timeout=10) as said:
-        found = json.loads(said.read())
-    return [one["function"] for one in found if one["state"] == "busy"]
+    return [one["function"] for one in account.say("environments") if one["state"] == "busy"]
 
 
 def started(shell, bucket, valkey, *options, **variables):

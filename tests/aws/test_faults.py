@@ -83,6 +83,11 @@ def play(account, scene, release):
     asyncio.run(run())
 
 
+def is_ours(service, operation):
+    """S3 has tests of its own, and images are pushed by Docker."""
+    return service != "s3" and operation != "PutImage"
+
+
 def clear(account, release):
     async def run():
         async with open_api(REGION) as api:
@@ -111,7 +116,7 @@ def test_a_fault_that_stays_is_told_in_one_sentence(account, release, monkeypatc
     prepare()
     begin = len(account.calls)
     play(account, scene, release)
-    calls = [call for call in dict.fromkeys(account.calls[begin:]) if call[0] != "s3"]
+    calls = [call for call in dict.fromkeys(account.calls[begin:]) if is_ours(*call)]
     assert len(calls) >= 8, calls
     clear(account, release)
     for call in calls:
@@ -142,7 +147,7 @@ def test_a_fault_that_passes_is_got_over(account, release, monkeypatch, scene):
     def before(service, operation):
         number = failed.get((service, operation), 0)
         failed[service, operation] = number + 1
-        if service != "s3" and number < 4:
+        if is_ours(service, operation) and number < 4:
             raise (THROTTLED, BROKEN, CUT, SILENT)[number]
 
     account.before = before

@@ -49,7 +49,9 @@ def test_a_job_from_its_package_to_nothing(shell, account, bucket, valkey):
     closed = {"TEST_CLOSED_PORT": valkey.rpartition(":")[2]}
     trained = shell.smlt(*job, "--workers", "4", "--steps", "20", **closed).check(0)
     assert trained.summary["state"] == "completed"
-    assert trained.summary["billed_gb_s"] > 0
+    # Lambda's own meter, and the bill that was read from its log and from answers of the gateway.
+    metered = sum(entry["gb_s"] for name, entry in account.say("bill").items() if "-here-" in name)
+    assert trained.summary["billed_gb_s"] == pytest.approx(metered, rel=0.02)
     assert any("through the function" in notice for notice in trained.summary["notices"])
     assert tagged(account)
 
@@ -158,6 +160,15 @@ def test_a_store_that_only_functions_reach_is_reached_through_one(shell, account
     assert longer.summary["steps"] == 25
     shell.smlt("destroy", "--objects", bucket).check(0)
     assert tagged(account) == []
+
+
+@pytest.mark.slow
+def test_a_store_that_nobody_reaches(shell, bucket):
+    stores = ("--objects", bucket, "--parameters", "redis://127.0.0.1:1")
+    ended = shell.smlt("train", SMALL, *stores, "--platform", "aws", "--yes").check(1)
+    assert "neither this machine nor a function reaches the parameter store" in ended.sentence
+    assert "subnets and security_groups" in ended.sentence
+    shell.smlt("destroy", "--objects", bucket).check(0)
 
 
 @pytest.mark.slow

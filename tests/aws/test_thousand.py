@@ -18,7 +18,7 @@ from smlt.embedded.valkey_server import ValkeyServer
 from smlt.messages import Limits
 
 ROOT = Path(__file__).parents[2]
-WORKERS, AT_ONCE, PER_SECOND = 1000, 200, 100
+WORKERS, AT_ONCE, PER_SECOND = 1000, 200, 25
 # All workers are in one process, which shares this machine with others.
 PATIENT = Limits(start_s=200, lease_s=90, client_lease_s=60, orphan_s=60)
 
