@@ -49,7 +49,7 @@ def translated(doing: str) -> Iterator[None]:
         raise ConfigError(
             f"{doing} failed: no region is named; set AWS_REGION, or region in [aws] of smlt.toml"
         ) from exc
-    except (boto.EndpointConnectionError, boto.ConnectTimeoutError) as exc:
+    except boto.ConnectionError as exc:
         raise CloudError(f"{doing} failed: {exc}: look at the network, and at the region") from exc
     except (boto.BotoCoreError, boto.HTTPClientError) as exc:
         raise CloudError(f"{doing} failed: {exc}") from exc
