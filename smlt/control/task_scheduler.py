@@ -189,6 +189,7 @@ class TaskScheduler:
         )
         if plan is not None:
             self._going_over = asyncio.create_task(self._go_over(plan))
+            self._going_over.add_done_callback(self._look_at)
         if decision.stop is not None:
             self._run_out = decision.reason
             if self._supervisor is not None:
