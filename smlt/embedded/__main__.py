@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from smlt.embedded.isolation import MODES
-from smlt.embedded.limits import Limits
+from smlt.embedded.limits import MB, Limits
 from smlt.embedded.service import Service, ServiceConfig
 from smlt.errors import SmltError
 
@@ -30,6 +30,9 @@ def main() -> int:
             init_s=options.init_limit,
             idle_s=options.idle_limit,
             retry_delays_s=tuple(options.retry_delay or Limits().retry_delays_s),
+            zipped_bytes=options.zip_limit * MB,
+            # As base64, with the settings of a function beside it.
+            request_bytes=max(Limits().request_bytes, options.zip_limit * MB * 3 // 2),
         ),
         isolation=options.isolation,
         with_parameter_store=options.parameter_store,
@@ -100,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--region", default="us-east-1")
     add("--init-limit", type=float, default=Limits().init_s, help="seconds for the init phase")
     add("--idle-limit", type=float, default=Limits().idle_s, help="seconds to keep warm")
+    add("--zip-limit", type=int, default=50, help="MB of code; where Lambda reads S3, more")
     add("--retry-delay", type=float, nargs="*", help="seconds before each retry of an event")
     return parser
 

@@ -270,7 +270,12 @@ def aws_account(folder: Path, **options):
     """An account whose functions run below a folder."""
     with asyncio.Runner() as runner:
         cloud = EmbeddedCloud(
-            folder, parameter_store=False, env=os.environ | CREDENTIALS, **options
+            folder,
+            parameter_store=False,
+            env=os.environ | CREDENTIALS,
+            # Layers are in S3 there, and here part of the code.
+            options=("--zip-limit", "250"),
+            **options,
         )
         runner.run(cloud.__aenter__())
         try:

@@ -59,7 +59,7 @@ def test_only_what_has_changed_is_uploaded(tmp_path, account, bucket, cache, wri
     write_wheel(wheels, "huge", "1.1", {"huge/__init__.py": "", "huge/data.bin": b"u" * LARGE})
     (job / "requirements.txt").write_text("huge==1.1\nlarge\n")
     changed = shell.smlt(*deploy, limit_s=200).check(0)
-    assert set(written()) == {"bundles"}
+    assert set(written()) == {"bundles", "code"}  # which holds the file of requirements
     assert "uploading huge 1.1" in changed.err
     assert "large" not in changed.err
     shell.smlt("destroy", "--objects", bucket).check(0)
