@@ -116,7 +116,7 @@ class Continuation(Lead):
                     "with it from its newest checkpoint."
                 )
             return {}
-        if state.status == "completed" and not changes.is_longer:
+        if state.status == "completed" and not (changes.is_longer or state.spec.watches):
             raise UserError(
                 f"Job {job_id} is complete: give --epochs or --steps to train it further."
             )

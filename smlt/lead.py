@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smlt.control.bursts import WatchedFolder
 from smlt.control.cost_model import StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Functions
@@ -98,6 +99,7 @@ class Lead:
         )
         functions = Functions(place.make)
         await functions.of(job.state.plan.memory_mb)
+        watched = folder.watched
         store = place.open_store(spec.limits.store_s, invocations.called)
         async with store, folder.status_of(progress):
             scheduler = self._scheduler = TaskScheduler(
@@ -113,6 +115,7 @@ class Lead:
                 manager=self._manager(
                     job, feed, StepCost(prices=prices, architecture=place.kind.architecture)
                 ),
+                more_data=WatchedFolder(watched, objects, spec.data).more if watched else None,
             )
             if self._stop_requested:
                 await scheduler.request_stop()

@@ -18,6 +18,7 @@ from smlt.control.job_settings import first_plan, training_settings
 from smlt.control.prices import read_prices
 from smlt.control.progress import Summary
 from smlt.control.run_folder import RunFolder
+from smlt.errors import ConfigError
 from smlt.io.stores import open_object_store
 from smlt.lead import Lead, check_objects, disk_errors
 from smlt.messages import JobSpec
@@ -53,6 +54,10 @@ class Session(Lead):
         target = artifact_manager.locate(config.target, Path.cwd())
         params = parse_params(find_class(target.reference, target.root), config.params)
         data = artifact_manager.find_data(target, config.data) if self._sends_data else None
+        if config.watch and (data is None or not data.is_dir()):
+            raise ConfigError(
+                f"there is no folder to watch: give one with --data, or make {target.folder}/data"
+            )
         artifact_manager.check_weights(config.init_from)
         read_prices(config.prices)
         run_dir = config.run_dir.resolve()
@@ -71,6 +76,8 @@ class Session(Lead):
         async with AsyncExitStack() as stack:
             stack.enter_context(disk_errors(run_dir))
             folder = RunFolder.create(run_dir, progress.job_id, objects_url)
+            if config.watch and data is not None:
+                folder.watch(data)
             objects = await stack.enter_async_context(open_object_store(objects_url))
             objects = self._patient(objects)
             if isinstance(package, Shipment):

@@ -23,7 +23,7 @@ from smlt.messages import RankState
 
 STALE_S = 10.0  # a client writes its status about once a second
 FOLLOW_S = 0.2
-LIVE = ("starting", "running", "stopping")
+LIVE = ("starting", "running", "waiting", "stopping")
 
 
 @dataclass(frozen=True, slots=True)

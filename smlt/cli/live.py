@@ -180,6 +180,8 @@ class Milestones:
             return [f"starting {size(progress)}"]
         if progress.state == "running":
             return [f"job {progress.job_id} runs on {size(progress)}"]
+        if progress.state == "waiting":
+            return [self.at(progress, ["all is trained: waiting for more data, without workers"])]
         return []
 
 

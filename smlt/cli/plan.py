@@ -38,7 +38,7 @@ PLANNED = (
     "virtual_workers", "determinism", "run_dir", "json",
 )  # fmt: skip
 """The options of ``smlt train`` that a plan depends on."""
-TUNED = tuple(name for name in NAMES if name not in ("adapt", "inline"))
+TUNED = tuple(name for name in NAMES if name not in ("adapt", "inline", "watch"))
 _MEASURED = re.compile(r"(\d+)x(\d+)=(\d*\.?\d+(?:[eE][+-]?\d+)?)s?")
 _WARM_UP = 1  # steps of a generation, which load and compile
 

@@ -50,6 +50,7 @@ _OPTIONS: dict[str, str | tuple[str, str]] = {
     "chaos": ("SEED", "Have the embedded Lambda misbehave, to try the job."),
     "orphan_timeout": ("TIME", "Workers go on so long without a client [5s]."),
     "function_timeout": ("TIME", "Limit of one function; the job is longer [15m]."),
+    "watch": "Wait for more data then, and train --epochs on that, until Ctrl-C.",
     "inline": "One rank in this process, for a debugger.",
     "trace": "Log when each shard went and came.",
     "json": "Print the summary as one JSON object.",

@@ -56,6 +56,7 @@ class TrainConfig(TrainSettings):
             object.__setattr__(self, name, value if value is None else Path(value))
         self._check_numbers()
         self._check_ends()
+        self._check_watch()
         self._check_split()
         self._check_goals()
         self._check_task()
@@ -135,6 +136,14 @@ class TrainConfig(TrainSettings):
                 "patience",
                 "there is no metric to be patient with, so name one with --keep-best or --until.",
             )
+
+    def _check_watch(self) -> None:
+        for name in ("deadline", "steps", "until", "patience"):
+            if self.watch and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{self.where(name)} does not go with --watch: such a job has no end of its "
+                    "own, and trains --epochs on every burst."
+                )
 
     def _check_split(self) -> None:
         streams = self.streams

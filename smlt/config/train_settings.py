@@ -47,6 +47,8 @@ class TrainSettings:
     run_dir: Path = DEFAULT_RUN_DIR
     params: tuple[str, ...] = ()
     """``KEY=VALUE`` each, for the task's constructor."""
+    watch: bool = False
+    """Wait for more data when all is trained, and train on that, until it is stopped."""
     inline: bool = False
     """One rank, in this process; workers does not matter then."""
     trace: bool = False

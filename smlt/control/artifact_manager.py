@@ -9,9 +9,10 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import smlt
 from smlt.control.source_files import all_files, code_files
@@ -109,8 +110,12 @@ def pack_code(target: Target, skip: Iterable[Path]) -> CodePackage:
     return CodePackage(data, hashlib.sha256(data).hexdigest())
 
 
-async def upload_data(objects: ObjectStore, source: Path) -> str:
+async def upload_data(
+    objects: ObjectStore, source: Path, *, before: Mapping[str, str] | None = None
+) -> str:
     """Store every file of a folder (or one file) by content; return the manifest's key.
+
+    The manifest says what is new beside ``before``, digests by name, where that is given.
 
     Raises:
         ConfigError: there is nothing to upload.
@@ -124,7 +129,10 @@ async def upload_data(objects: ObjectStore, source: Path) -> str:
         files[name] = {"sha256": digest, "size": size}
         if await objects.head(blob_key(digest)) is None:
             await objects.put_file(blob_key(digest), path)
-    manifest = json.dumps({"files": files}, sort_keys=True).encode()
+    listed: dict[str, Any] = {"files": files}
+    if before is not None:
+        listed["added"] = [n for n, entry in files.items() if before.get(n) != entry["sha256"]]
+    manifest = json.dumps(listed, sort_keys=True).encode()
     key = data_manifest_key(hashlib.sha256(manifest).hexdigest())
     if await objects.head(key) is None:
         await objects.put(key, manifest)

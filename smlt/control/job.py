@@ -137,6 +137,10 @@ class Job:
         await self._change(generation=number, parent=parent, plan=plan)
         return number
 
+    async def go_on(self, spec: JobSpec) -> None:
+        """Give a job that has done all there was to do more of it."""
+        await self._change(spec=spec)
+
     async def request_stop(self, *, now: bool = False) -> None:
         """Ask, durably, that the job end at its next step, or at once."""
         # Whoever leads the job, and whatever generation it is in.

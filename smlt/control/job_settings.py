@@ -39,6 +39,7 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "epochs": config.epochs,
         "steps": config.steps,
+        "watches": config.watch,
         "until": config.until,
         "patience": config.patience,
         "deadline_s": config.deadline,

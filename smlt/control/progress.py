@@ -14,7 +14,7 @@ class Progress:
 
     job_id: str = ""
     state: str = "starting"
-    """starting, running, stopping, completed, stopped or failed."""
+    """starting, running, waiting (for more data), stopping, completed, stopped or failed."""
     generation: int = 0
     workers: int = 0
     memory_mb: int = 0

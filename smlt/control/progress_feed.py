@@ -113,6 +113,12 @@ class ProgressFeed:
         self._recent.clear()
         self._last_step = self._clock()
 
+    def wait(self) -> None:
+        """All is trained, and no worker is there: what comes next is more data."""
+        progress = self.progress
+        progress.state, progress.ranks = "waiting", []
+        self.event("waiting", step=progress.step, gb_s=progress.billed_gb_s)
+
     def pulse(self, ranks: list[RankState], bill: tuple[float, float]) -> None:
         """Bring what changes by itself up to date."""
         progress, now = self.progress, self._clock()

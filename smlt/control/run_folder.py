@@ -19,6 +19,7 @@ MARKER = ".smlt-run-directory"
 """Lies in every run directory, so that none is ever packed as code or data."""
 _OBJECTS = "objects.url"
 _RELEASE = "release.json"
+_WATCHED = "watched.path"
 _STATUS_S = 0.5
 
 
@@ -57,6 +58,18 @@ class RunFolder:
     def write_release(self, release: dict[str, Any]) -> None:
         """Keep what the job's functions are made from, for its later clients."""
         self._replace(_RELEASE, release)
+
+    @property
+    def watched(self) -> Path | None:
+        """The folder whose data the job waits for; None if it waits for none."""
+        try:
+            return Path((self.path / _WATCHED).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def watch(self, data: Path) -> None:
+        """Note, for later clients of the job, which folder it waits for data in."""
+        (self.path / _WATCHED).write_text(str(data), encoding="utf-8")
 
     def reopen(self) -> None:
         """Make the folder ready for a job that goes on: how it ended before is no longer true."""

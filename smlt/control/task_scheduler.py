@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from smlt.control.bursts import with_more_data
 from smlt.control.functions import Function, Functions
 from smlt.control.goals import Standing
 from smlt.control.invocations import Invocations
@@ -72,10 +73,13 @@ class TaskScheduler:
         objects_url: str,
         parameters_url: str,
         manager: ResourceManager | None = None,
+        more_data: Callable[[], Awaitable[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._manager = manager
+        self._more_data = more_data
+        """Waits for more data, and returns the key of its manifest."""
         self._objects = objects
         self._store = store
         self._cloud = cloud
@@ -254,9 +258,37 @@ class TaskScheduler:
                 newest = await self._before(parent)
             parent = newest or parent
             outcome = await self._judge(ended, parent)
+            if outcome is not None and outcome.status == "completed" and await self._more(parent):
+                continue
             if outcome is not None:
                 return outcome
             await self._back_off(ended)
+
+    async def _more(self, newest: Position | None) -> bool:
+        """Wait, with no function running, until there is more data; False if it is to end."""
+        if self._more_data is None or newest is None:
+            return False
+        self._feed.wait()
+        waiting = asyncio.ensure_future(self._more_data())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                return False
+            key = waiting.result()
+        finally:
+            waiting.cancel()
+            stopping.cancel()
+            await asyncio.gather(waiting, stopping, return_exceptions=True)
+        state = self._job.state
+        manifest = await checkpoint.read_manifest(self._objects, state.job_id, newest)
+        # Before the job is given more to do: as long as there is a model, it is complete.
+        await self._objects.delete(JobObjects(state.job_id).model)
+        spec = with_more_data(state.spec, key, newest.step, manifest.info["trained"])
+        await self._job.go_on(spec)
+        self._feed.progress.epochs = spec.epochs
+        self._feed.event("burst", data=key, epochs=spec.epochs)
+        return True
 
     async def _before(self, parent: Position | None) -> Position | None:
         """Return the checkpoint before one that cannot be read, if any is kept.

@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,8 +32,16 @@ class Data:
     that are used. ``data.path(name)`` brings a file, or a folder, here whole.
     """
 
-    def __init__(self, files: Mapping[str, DataFile], tree: Path, cache: LocalCache | None) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, DataFile],
+        tree: Path,
+        cache: LocalCache | None,
+        added: Iterable[str] | None = None,
+    ) -> None:
         """Use ``Data.stored`` or ``Data.local``."""
+        self.added = sorted(files if added is None else added)
+        """Names of what came with the newest burst, in a job that watches; else all names."""
         self._files = dict(sorted(files.items()))
         self._tree = tree
         self._cache = cache
@@ -60,6 +68,7 @@ class Data:
         local_path: Callable[[str], Path | None],
         cache_dir: Path,
         cache_bytes: int = CACHE_BYTES,
+        added: Iterable[str] | None = None,
     ) -> Self:
         """Return the data that a manifest lists, whose blobs are in an object store.
 
@@ -70,6 +79,7 @@ class Data:
             local_path: the store's method of that name.
             cache_dir: where fetched parts are kept; may hold those of an earlier invocation.
             cache_bytes: limit of what is kept there.
+            added: names of what is new; by default all.
         """
         cache = LocalCache(cache_dir, cache_bytes)
         files: dict[str, DataFile] = {}
@@ -83,7 +93,7 @@ class Data:
             )
         contents = "\n".join(f"{name}\0{manifest[name]['sha256']}" for name in sorted(manifest))
         digest = hashlib.sha256(contents.encode()).hexdigest()
-        return cls(files, cache_dir / "trees" / digest[:16], cache)
+        return cls(files, cache_dir / "trees" / digest[:16], cache, added)
 
     def __getitem__(self, name: str) -> NDArray[Any] | RangeArray | Archive:
         """Return the array of an ``.npy`` file, or the arrays of an ``.npz`` file by name.

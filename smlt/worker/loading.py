@@ -246,6 +246,7 @@ class Loader:
             fetch=self._objects.read_range,
             local_path=self._objects.local_path,
             cache_dir=self._host.cache_dir,
+            added=manifest.get("added"),
         )
 
     def _dataset(self, task: Task, data: Data, split: str) -> Dataset:

@@ -1,0 +1,110 @@
+"""Data that arrives in bursts: notice that a folder holds more, and that all of it has come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from smlt.control.artifact_manager import upload_data
+from smlt.control.source_files import all_files
+from smlt.errors import ConfigError
+from smlt.io.object_store import ObjectStore
+from smlt.messages import JobSpec, Origin
+
+POLL_S = 0.5
+SETTLE_S = 1.5  # without a change, until a burst is taken to be complete
+
+Files = dict[str, tuple[int, int]]
+"""Size and time of change in nanoseconds, by path."""
+
+
+def with_more_data(spec: JobSpec, data: str, step: int, trained: int) -> JobSpec:
+    """Return what a job is to do that has done all of ``spec``: as many epochs on other data.
+
+    Args:
+        spec: what it has done.
+        data: key of the manifest.
+        step: numbered steps that were taken.
+        trained: how many of them were training steps.
+    """
+    done = spec.epochs or 0
+    return replace(
+        spec,
+        data=data,
+        origin=Origin(step=step, epoch=done, trained=trained),
+        epochs=2 * done - spec.origin.epoch,
+    )
+
+
+class WatchedFolder:
+    """A folder of data. Files that are still written to are waited for."""
+
+    def __init__(
+        self,
+        source: Path,
+        objects: ObjectStore,
+        known: str | None,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Watch a folder of which the manifest under the key ``known`` is in the store."""
+        self._source = source
+        self._objects = objects
+        self._known = known
+        self._sleep = sleep
+        self._seen: Files = {}
+
+    async def more(self) -> str:
+        """Wait until the folder holds other data than before; return the key of its manifest.
+
+        The manifest also names what has come or changed since the one before.
+        """
+        while True:
+            files = await self._at_rest()
+            if files != self._seen:
+                self._seen = files
+                key = await self._upload()
+                if key is not None:
+                    self._known = key
+                    return key
+            await self._sleep(POLL_S)
+
+    async def _at_rest(self) -> Files:
+        """Return what is in the folder, when nothing of it changes any more."""
+        files, rests_s = await asyncio.to_thread(self._look), 0.0
+        while files != self._seen and rests_s < SETTLE_S:
+            await self._sleep(POLL_S)
+            now = await asyncio.to_thread(self._look)
+            rests_s = rests_s + POLL_S if now == files else 0.0
+            files = now
+        return files
+
+    def _look(self) -> Files:
+        return dict(self._entries())
+
+    def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        try:
+            for path in all_files(self._source):
+                stat = path.stat()
+                yield str(path), (stat.st_size, stat.st_mtime_ns)
+        except FileNotFoundError:
+            return  # something was removed meanwhile: the next look tells
+
+    async def _upload(self) -> str | None:
+        """Store the data; None if it is what was there before, or nothing."""
+        before = await self._names(self._known)
+        try:
+            key = await upload_data(self._objects, self._source, before=before)
+        except (ConfigError, FileNotFoundError):
+            return None
+        return None if await self._names(key) == before else key
+
+    async def _names(self, key: str | None) -> dict[str, str]:
+        """The digests of a manifest's files, by name."""
+        if key is None:
+            return {}
+        text, _ = await self._objects.get(key)
+        return {name: entry["sha256"] for name, entry in json.loads(text)["files"].items()}
