@@ -32,6 +32,7 @@ class StepFlag(enum.IntFlag):
     GROWTH = 128  # stop: the model changes before the next step
     CHECKPOINT = 256  # go on, and save a checkpoint meanwhile
     STRAGGLER = 512  # stop: a slow rank is to go on in another environment
+    PAUSE = 1024  # stop: the epochs after which the job is to pause are over
 
     @property
     def stops(self) -> StepFlag:
@@ -148,6 +149,8 @@ class JobSpec(_Plain):
     batch_size: int = 64
     epochs: int | None = None
     steps: int | None = None
+    pause_after: int | None = None
+    """Epochs after which the job stops, to be gone on with; what depends on its length does not."""
     until: str | None = None
     patience: int | None = None
     deadline_s: float | None = None

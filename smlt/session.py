@@ -32,10 +32,23 @@ AWS_START_S = 180.0
 class Session(Lead):
     """One training job, from its settings to its summary."""
 
-    def __init__(self, config: TrainConfig, aws: AwsConfig | None = None) -> None:
-        """Take a job's settings, and those about AWS; by default they are looked for as usual."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        aws: AwsConfig | None = None,
+        *,
+        pause_after: int | None = None,
+    ) -> None:
+        """Take the settings of a job.
+
+        Args:
+            config: what to train, and how.
+            aws: settings about AWS; by default they are looked for as usual.
+            pause_after: so many epochs, of those that the job has, it stops, to be gone on with.
+        """
         super().__init__(config.prices)
         self._config = config
+        self._pause_after = pause_after
         if aws is None and config.platform == "aws":
             aws = AwsConfig.load({})
         self._aws = aws if config.platform == "aws" else None
@@ -91,6 +104,7 @@ class Session(Lead):
                 code=package.code,
                 data=None if data is None else await artifact_manager.upload_data(objects, data),
                 init_from=await artifact_manager.upload_weights(objects, config.init_from),
+                pause_after=self._pause_after,
                 # AWS's functions have cores of their own.
                 **training_settings(config, os.cpu_count() if self._aws is None else None),
             )

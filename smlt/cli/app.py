@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import smlt
-from smlt.cli import aws, jobs, lifecycle, plan
+from smlt.cli import aws, jobs, lifecycle, plan, search
 from smlt.cli.crash import keep_traceback
 from smlt.cli.summary import to_json
 from smlt.cli.train import OpenSession, train
@@ -91,6 +91,7 @@ def _train(context: typer.Context) -> int:
 app.command("train")(with_options(NAMES, _train))
 app.command("plan")(with_options(plan.PLANNED, plan.plan))
 app.command("tune")(with_options(plan.TUNED, plan.tune))
+app.command("search")(with_options(search.SEARCHED, search.search))
 
 
 @app.command("status")

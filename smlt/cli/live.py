@@ -158,7 +158,7 @@ class Milestones:
         """Return the lines for what has happened since the last call."""
         lines = [*self._of_state(progress), *progress.notices[self._notices :]]
         self._notices = len(progress.notices)
-        if progress.evaluation != self._evaluation:
+        if progress.evaluation and progress.evaluation != self._evaluation:
             self._evaluation = dict(progress.evaluation)
             self._epoch = progress.epoch + 1
             lines.append(self.at(progress, ["test: " + ", ".join(evaluated(progress))]))

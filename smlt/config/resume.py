@@ -33,6 +33,8 @@ class ResumeConfig:
     deadline: Duration | None = None
     """Seconds from the job's first start, as its budget is for the whole of it."""
     budget: float | None = None
+    pause_after: int | None = None
+    """Epochs after which it is to stop again."""
 
     @classmethod
     def load(cls, arguments: Mapping[str, Any]) -> Self:
@@ -62,6 +64,7 @@ class ResumeConfig:
 
     def spec(self, spec: JobSpec) -> JobSpec:
         """Return what the job is now to do; a new end replaces the old one, whatever its kind."""
+        spec = replace(spec, pause_after=self.pause_after)
         if self.deadline is not None:
             spec = replace(spec, deadline_s=self.deadline)
         if self.budget is not None:

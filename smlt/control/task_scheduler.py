@@ -42,6 +42,7 @@ _MANAGE_S = 0.1
 _LOOK_S = 1.0
 AT_ONCE = "stopped at once, on request"
 """What is said of a job that did not wait for the end of its step."""
+PAUSED = "paused after its epochs, to be resumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +461,8 @@ class TaskScheduler:
             return outcome("stopped", self._run_out)
         if self._stopping.is_set() or ended.reasons & StepFlag.USER:
             return outcome("stopped", "stopped on request")
+        if ended.reasons & StepFlag.PAUSE:
+            return outcome("stopped", PAUSED)
         if ended.reasons & StepFlag.ORPHANED:
             return outcome("stopped", "stopped: no client was seen for too long")
         if failure is None:

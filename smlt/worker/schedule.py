@@ -85,6 +85,13 @@ class Schedule:
         begin = self._epoch_of(step)
         return step == begin.step and begin.epoch in self._grows_at
 
+    def begins(self, step: int, epoch: int | None) -> bool:
+        """Whether a step is the first of an epoch."""
+        if epoch is None or self.is_over(step):
+            return False
+        begin = self._epoch_of(step)
+        return (begin.step, begin.epoch) == (step, epoch)
+
     def step_after(self, step: int, trained: int) -> int:
         """Return where a job goes on that was saved at ``step`` with so many steps trained.
 

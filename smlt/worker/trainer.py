@@ -129,6 +129,8 @@ class Trainer:
                 flags |= StepFlag.TARGET
             if self._schedule.grows_before(self.step + 1):
                 flags |= StepFlag.GROWTH
+            if self._schedule.begins(self.step + 1, self._spec.pause_after):
+                flags |= StepFlag.PAUSE
             agreed = await (self._evaluate if slot.evaluation else self._train)(slot, flags)
             self.step += 1
             self._generation.has_gained = True
