@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smlt.control.bursts import WatchedFolder
-from smlt.control.cost_model import StepCost
+from smlt.control.cost_model import ParameterStorePrice, StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
@@ -22,6 +22,7 @@ from smlt.control.prices import prices_of
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
+from smlt.control.store_bill import StoreBill
 from smlt.control.summary import summarise
 from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
 from smlt.errors import JobHeldError, StoreError, StoreFullError, UserError
@@ -82,7 +83,6 @@ class Lead:
         """Take the job, of which this client holds the lease, to its end."""
         progress, spec = self.progress, job.state.spec
         progress.notices.extend(place.notices)
-        feed = ProgressFeed(progress, EventLog(folder.events))
         earlier = progress.billed_gb_s, progress.cost_usd
         prices = prices_of(place.kind.region, self._prices)
         if prices.region != place.kind.region:
@@ -97,6 +97,14 @@ class Lead:
             earlier=earlier,
             since_ms=int((time.time() - CLOCKS_DIFFER_S) * 1000),
         )
+        cost = StepCost(
+            prices=prices,
+            architecture=place.kind.architecture,
+            store=ParameterStorePrice.of(place.parameters, spec.cache_node),
+            shard_bytes=spec.shard_bytes,
+        )
+        stores = StoreBill(spec, cost, objects.url)
+        feed = ProgressFeed(progress, EventLog(folder.events), stores=stores)
         functions = Functions(place.make)
         await functions.of(job.state.plan.memory_mb)
         watched = folder.watched
@@ -112,9 +120,7 @@ class Lead:
                 feed=feed,
                 objects_url=objects.url,
                 parameters_url=paced(place.parameters, spec.link_mbps),
-                manager=self._manager(
-                    job, feed, StepCost(prices=prices, architecture=place.kind.architecture)
-                ),
+                manager=self._manager(job, feed, cost),
                 more_data=WatchedFolder(watched, objects, spec.data).more if watched else None,
             )
             if self._stop_requested:
@@ -136,7 +142,8 @@ class Lead:
             await _sweep(store, progress.job_id)
             if invocations.unreported:
                 await wait_for_reports(place.cloud, invocations)
-            progress.billed_gb_s, progress.cost_usd = invocations.bill()
+            progress.billed_gb_s, functions_usd = invocations.bill()
+            progress.cost_usd = feed.spent_usd(functions_usd)
             progress.state = outcome.status
             feed.event("end", status=outcome.status, message=outcome.message)
         if outcome.failure is not None and outcome.failure.kind == "user":

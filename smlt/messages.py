@@ -168,6 +168,8 @@ class JobSpec(_Plain):
     aggregators: int | None = None
     """Owners of shards (m); by default as many as there are ranks."""
     wire_dtype: str = "fp32"
+    cache_node: str | None = None
+    """The type of ElastiCache node that the parameter store is, if its hours are to be counted."""
     link_mbps: float | None = None
     """The rate, in 10^6 bytes a second each way, of a worker's link to the parameter store."""
     determinism: str = "fast"

@@ -25,6 +25,7 @@ _OPTIONS: dict[str, str | tuple[str, str]] = {
     "adapt": "Change workers and memory as is best [with --deadline or --budget].",
     "max_workers": ("N", "The most when adapting [--virtual-workers]."),
     "prices": ("FILE", "Your own rates, as in smlt/control/prices.toml."),
+    "cache_node": ("TYPE", "ElastiCache node of --parameters: count its hours as well."),
     "epochs": ("N", "[1, unless --steps or --until is given]"),
     "steps": ("N", "End after this many."),
     "until": ("BOUND", "End when met, as in 'accuracy>=0.95'."),

@@ -83,6 +83,8 @@ class TrainSettings:
     """Seconds after which Lambda ends a function; the job goes on in the next ones."""
     chaos: int | None = None
     """Seed of a Lambda service that misbehaves, for trying a job against it."""
+    cache_node: str | None = None
+    """Type of the ElastiCache nodes of ``parameters``, whose hours are then part of the cost."""
     prices: Path | None = None
     """A file whose rates go before those that come with the package."""
     determinism: str = "fast"

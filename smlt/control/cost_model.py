@@ -98,6 +98,14 @@ def cache_serverless_cost(
     ) + units / 1e6 * prices.rate("elasticache", "serverless", "per_million_ecpu")
 
 
+def s3_class(url: str) -> S3Class | None:
+    """Return the storage class of a bucket; None of what is no bucket."""
+    if not url.startswith("s3://"):
+        return None
+    bucket = url.removeprefix("s3://").partition("/")[0]
+    return "express" if bucket.endswith("--x-s3") else "standard"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTraffic:
     """What one step moves through the parameter store, all ranks together."""
@@ -139,6 +147,19 @@ class ParameterStorePrice:
     node: str = "cache.r7g.large"
     nodes: int = 1
 
+    @classmethod
+    def of(cls, url: str, node: str | None) -> ParameterStorePrice:
+        """Return the price of the store, or several with commas between them, behind a URL.
+
+        ``node`` is the type of node that each is at ElastiCache; None is a server that is there.
+        """
+        bucket = s3_class(url)
+        if bucket is not None:
+            return cls(kind="s3express" if bucket == "express" else "s3")
+        if node is None:
+            return cls()
+        return cls(kind="node", node=node, nodes=1 + url.count(","))
+
     def per_second(self, prices: Prices) -> float:
         if self.kind == "node":
             return self.nodes * prices.rate("elasticache", "nodes", self.node) / 3600
@@ -179,11 +200,16 @@ class StepCost:
             1000.0, memory_mb, 0, architecture=self.architecture, prices=self.prices
         ) + self.store.per_second(self.prices)
 
+    def moving(self, workers: int) -> float:
+        """Dollars for what a step moves through the parameter store, however long it takes."""
+        if not self.wire_bytes:
+            return 0.0
+        traffic = StepTraffic.of(workers, self.wire_bytes, self.shard_bytes)
+        return self.store.per_step(traffic, self.prices)
+
     def per_step(self, workers: int, memory_mb: int, step_s: float) -> float:
         """Dollars for a step that takes so long."""
-        traffic = StepTraffic.of(workers, self.wire_bytes, self.shard_bytes)
-        moving = self.store.per_step(traffic, self.prices) if self.wire_bytes else 0.0
-        return step_s * self.per_second(workers, memory_mb) + moving
+        return step_s * self.per_second(workers, memory_mb) + self.moving(workers)
 
     def start(self, workers: int) -> float:
         """Dollars for the invocations of a generation, apart from their time."""

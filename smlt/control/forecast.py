@@ -204,10 +204,9 @@ def _cost(
     plan: ResourcePlan, time_s: float, generations: int, work: Workload, cost: StepCost
 ) -> float:
     """All functions run all the time; the store is paid for as long, and for what it moves."""
-    moving = cost.per_step(plan.workers, plan.memory_mb, 0.0)
     return (
         time_s * cost.per_second(plan.workers, plan.memory_mb)
-        + work.steps * moving
+        + work.steps * cost.moving(plan.workers)
         + generations * cost.start(plan.workers)
     )
 

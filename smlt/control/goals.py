@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from smlt.messages import JobSpec, ResourcePlan, StepFlag
 
 TIME, COST = "time", "cost"
+T = TypeVar("T", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +52,31 @@ class Goals:
         given = ((TIME, self.deadline_s), (COST, self.budget_usd))
         return tuple(name for name, limit in given if limit is not None)
 
-    def score(self, time_s: float, cost_usd: float) -> float:
-        """What is to be least, of a step as of a job."""
+    def score(self, time_s: T, cost_usd: T) -> T:
+        """What is to be least, of a step as of a job; numbers or arrays."""
         if self.deadline_s is not None:
             return cost_usd
-        return time_s if self.budget_usd is not None else math.sqrt(time_s * cost_usd)
+        return time_s if self.budget_usd is not None else (time_s * cost_usd) ** 0.5
 
     def met_by(self, time_s: float, cost_usd: float) -> bool:
         """Whether a whole job of that time and cost is within both."""
         in_time = self.deadline_s is None or time_s <= self.deadline_s
         return in_time and (self.budget_usd is None or cost_usd <= self.budget_usd)
+
+    def missed_by(self, plan: ResourcePlan, time_s: float, cost_usd: float) -> list[str]:
+        """Say which of them a whole job of that time and cost misses, and what would do."""
+        deadline, budget, said = self.deadline_s, self.budget_usd, []
+        if deadline is not None and time_s > deadline:
+            said.append(
+                f"the deadline of {in_words(deadline)} is out of reach: {size(plan)} need about "
+                f"{in_words(time_s)}. --deadline {math.ceil(1.1 * time_s / 60)}m would do"
+            )
+        if budget is not None and cost_usd > budget:
+            said.append(
+                f"the budget of ${budget:g} is out of reach: {size(plan)} need about "
+                f"${cost_usd:.4g}. --budget {1.1 * cost_usd:.3g} would do"
+            )
+        return said
 
     def per_step(self, standing: Standing, over_s: float, rate: float) -> dict[str, float]:
         """Return the most that each step that is left may take and cost.
@@ -77,17 +96,17 @@ class Goals:
         return {name: max(most, 1e-12) for name, most in limits.items()}
 
     def exhausted(
-        self, standing: Standing, reserve_s: float, rate: float
+        self, standing: Standing, reserve_s: float, reserve_usd: float
     ) -> tuple[str, StepFlag] | None:
         """Say why to stop now, if what is left is only enough to end in good order.
 
         Args:
             standing: how far the job is.
             reserve_s: seconds from a stop until the last function has ended.
-            rate: dollars that such a second costs.
+            reserve_usd: what that costs.
         """
         budget, deadline = self.budget_usd, self.deadline_s
-        if budget is not None and standing.spent_usd + reserve_s * rate >= budget:
+        if budget is not None and standing.spent_usd + reserve_usd >= budget:
             return f"stopped before it crosses its budget of ${budget:g}", StepFlag.BUDGET
         if deadline is not None and standing.elapsed_s + reserve_s >= deadline:
             return f"stopped at its deadline of {in_words(deadline)}", StepFlag.DEADLINE

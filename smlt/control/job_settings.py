@@ -51,6 +51,7 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
         "shard_bytes": shard_bytes,
         "aggregators": aggregators,
         "wire_dtype": config.wire_dtype,
+        "cache_node": config.cache_node,
         "link_mbps": config.link_mbps,
         "determinism": config.determinism,
         "threads": threads_of(config.memory_mb) if config.determinism == EXACT else None,

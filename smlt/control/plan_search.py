@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -59,12 +60,23 @@ class PlanSearch:
         self._cost = cost
         self._grid = plan_grid(spec, first)
         self._plans = plans_of(self._grid)
-        self._rates = np.array([self.rate(plan) for plan in self._plans])
+        self._price()
         self._surrogate = surrogate(self._grid)
         self._granularity = Granularity(virtual_workers=spec.virtual_workers)
         self._rng = np.random.default_rng(seed)
         self._fitted: tuple[list[Measurement], PerformanceModel] | None = None
         self.forget()
+
+    def carries(self, wire_bytes: float) -> None:
+        """Steps exchange gradients of that size, which some parameter stores take money for."""
+        if wire_bytes != self._cost.wire_bytes:
+            self._cost = replace(self._cost, wire_bytes=wire_bytes)
+            self._price()
+
+    def _price(self) -> None:
+        """Price all plans; shapes (plans,)."""
+        self._rates = np.array([self.rate(plan) for plan in self._plans])
+        self._moving = np.array([self._cost.moving(plan.workers) for plan in self._plans])
 
     def forget(self) -> None:
         """Begin anew: what was measured holds no longer."""
@@ -96,14 +108,19 @@ class PlanSearch:
         )
 
     def _begin(self) -> None:
-        scores = np.array([self._goals.score(1.0, rate) for rate in self._rates])
-        factors = {OBJECTIVE: scores, TIME: np.ones(len(self._plans)), COST: self._rates}
+        quantities = {
+            OBJECTIVE: lambda step_s: self._goals.score(step_s, self._step_usd(step_s)),
+            TIME: lambda step_s: step_s,
+            COST: self._step_usd,
+        }
         self._optimizer = Optimizer(
             self._grid,
             self._surrogate,
             self._rng,
             limits=dict.fromkeys(self._goals.limited, math.inf),
-            priors={name: self._prior(factors[name]) for name in (OBJECTIVE, *self._goals.limited)},
+            priors={
+                name: self._prior(quantities[name]) for name in (OBJECTIVE, *self._goals.limited)
+            },
             start=0,
         )
 
@@ -111,10 +128,19 @@ class PlanSearch:
         """Return what a second of a plan costs, in dollars."""
         return self._cost.per_second(plan.workers, plan.memory_mb)
 
+    def step_usd(self, plan: ResourcePlan, step_s: float) -> float:
+        """Return what a step of a plan costs that takes so long."""
+        return self._cost.per_step(plan.workers, plan.memory_mb, step_s)
+
+    def _step_usd(self, step_s: Array) -> Array:
+        """The same of all plans; shape (plans,)."""
+        usd: Array = step_s * self._rates + self._moving
+        return usd
+
     def score(self, plan: ResourcePlan) -> float:
         """Return what a step of a measured plan adds to what is to be least."""
         step_s = self.measured[plan]
-        return self._goals.score(step_s, step_s * self.rate(plan))
+        return self._goals.score(step_s, self.step_usd(plan, step_s))
 
     def tell(
         self, plan: ResourcePlan, step_s: float, noise: float, limits: dict[str, float]
@@ -126,7 +152,7 @@ class PlanSearch:
         self._optimizer.tell(
             _values(plan),
             self.score(plan),
-            {TIME: step_s, COST: step_s * self.rate(plan)},
+            {TIME: step_s, COST: self.step_usd(plan, step_s)},
             noise=noise,
         )
 
@@ -163,10 +189,11 @@ class PlanSearch:
             steps: of a trial.
         """
         trial_s = over_s + steps * self._model().predict(self._settings()).step_s
+        trial_usd = trial_s * self._rates + steps * self._moving
         goals = self._goals
         if goals.budget_usd is not None:
             left_usd = min(left_usd, goals.budget_usd - standing.spent_usd)
-        affordable: NDArray[np.bool_] = trial_s * self._rates <= _FRACTION * left_usd
+        affordable: NDArray[np.bool_] = trial_usd <= _FRACTION * left_usd
         if goals.deadline_s is not None:
             affordable &= trial_s <= _FRACTION * (goals.deadline_s - standing.elapsed_s)
         return affordable
@@ -180,10 +207,10 @@ class PlanSearch:
             near |= (abs(workers - at_workers) < _FAR) & (abs(memory - at_memory) < _FAR)
         return near
 
-    def _prior(self, factors: Array) -> PriorMean:
+    def _prior(self, quantity: Callable[[Array], Array]) -> PriorMean:
         def expect(at: Indices, values: Array) -> tuple[Array, Array]:
             model, settings = self._model(), self._settings()
-            return model.predict(settings).step_s * factors, model.sensitivities(settings)
+            return quantity(model.predict(settings).step_s), model.sensitivities(settings)
 
         return expect
 

@@ -11,6 +11,7 @@ import msgpack
 
 from smlt.control.event_log import EventLog
 from smlt.control.progress import Progress
+from smlt.control.store_bill import StoreBill
 from smlt.messages import PhaseRecord, RankState, StepRecord, WorkerReport
 
 # Rates are taken over this long; after this long without a step, what is waited for is named.
@@ -22,11 +23,17 @@ class ProgressFeed:
     """Feeds one job's progress. Records of steps that are taken again replace the earlier ones."""
 
     def __init__(
-        self, progress: Progress, events: EventLog, clock: Callable[[], float] = time.monotonic
+        self,
+        progress: Progress,
+        events: EventLog,
+        clock: Callable[[], float] = time.monotonic,
+        stores: StoreBill | None = None,
     ) -> None:
+        """Feed a progress, and keep events; ``stores`` are paid for beside the functions."""
         self.progress = progress
         self._events = events
         self._clock = clock
+        self._stores = stores
         # An earlier client of the job may have spent some time already.
         self._started = clock() - progress.elapsed_s
         self._recent: deque[StepRecord] = deque()
@@ -42,6 +49,10 @@ class ProgressFeed:
     def elapsed_s(self) -> float:
         """Seconds since the job began, those with earlier clients included."""
         return self._clock() - self._started
+
+    def spent_usd(self, functions_usd: float) -> float:
+        """Return what all has cost, of which the functions are a part."""
+        return functions_usd + (0.0 if self._stores is None else self._stores.usd)
 
     def notice(self, text: str) -> None:
         """Tell the user something, once."""
@@ -67,6 +78,8 @@ class ProgressFeed:
             self.event("evaluation", step=report.step, epoch=report.epoch, metrics=report.metrics)
         elif report.kind == "plan":
             self.progress.total_steps = report.total_steps
+            if self._stores is not None:
+                self._stores.carries(report.gradient_bytes, self.progress.workers)
             if self.on_work is not None:
                 self.on_work(report)
         elif report.kind == "notice":
@@ -77,6 +90,8 @@ class ProgressFeed:
         progress.step, progress.epoch = record.step, record.epoch
         progress.loss, progress.metrics = record.loss, record.metrics
         self._last_step = self._clock()
+        if self._stores is not None:
+            self._stores.step(progress.workers)
         self._recent.append(record)
         self._rate()
         self.event("step", **record.to_dict())
@@ -124,7 +139,7 @@ class ProgressFeed:
         progress, now = self.progress, self._clock()
         progress.ranks = ranks
         progress.elapsed_s = now - self._started
-        progress.billed_gb_s, progress.cost_usd = bill
+        progress.billed_gb_s, progress.cost_usd = bill[0], self.spent_usd(bill[1])
         stalled = progress.state == "running" and now - self._last_step > _STALL_S
         waits = [f"rank {r.rank} waits for {r.waiting_for}" for r in ranks if r.waiting_for]
         progress.stalled = "; ".join(waits) if stalled else ""

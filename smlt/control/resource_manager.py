@@ -11,12 +11,14 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from smlt.control.cost_model import StepCost
 from smlt.control.drift import DriftDetector
-from smlt.control.goals import Goals, Standing, in_words, size
+from smlt.control.goals import Goals, Standing, size
 from smlt.control.plan_search import Choice, PlanSearch
 from smlt.control.search_grid import SearchGrid
+from smlt.control.store_bill import wire_bytes
 from smlt.control.surrogate import SampledGaussianProcess, Surrogate
 from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
 
@@ -29,6 +31,7 @@ _SAVE_S = 2.0  # from a stop to the last rank's leaving, likewise
 _MOST_PROBES = 10
 _WORTH = 0.01  # expected gain below which a tuning ends
 _LEAST_TRIALS = 4  # of a tuning
+_DOUBT = 0.02  # of time and cost: a goal missed by less is not warned of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ class ResourceManager:
         self._batches: Sequence[tuple[int, int]] = ()
         self._gradient_bytes = 0
         self._probes = 0
+        self._warned = False
         self._began: float | None = None
         self._asked: float | None = None
         self._start_s, self._save_s = _START_S, _SAVE_S
@@ -106,6 +110,7 @@ class ResourceManager:
         if self._gradient_bytes and report.gradient_bytes != self._gradient_bytes:
             self._changed = "the model has grown"
         self._gradient_bytes = report.gradient_bytes
+        self._search.carries(wire_bytes(self._spec, report.gradient_bytes))
 
     def begin(self, plan: ResourcePlan, now: float) -> None:
         """A generation is drawn with this plan."""
@@ -135,6 +140,7 @@ class ResourceManager:
             self._skipped += 1
             return
         self._times.append(record.seconds)
+        del self._times[:-_MOST_STEPS]
         if self._drift is not None and self._drift.drifted(record.seconds):
             self._changed = "steps take another time than before"
 
@@ -154,6 +160,8 @@ class ResourceManager:
         decision = self._ending(standing)
         if decision is None and self._spec.adapt and not self._going_over:
             decision = self._replan(standing)
+        if decision is None:
+            self._look_ahead(standing)
         if decision is not None:
             self._asked, self._going_over = now, decision.stop is None
         return decision
@@ -165,7 +173,9 @@ class ResourceManager:
             reserve_s = self._spec.limits.stop_s
         else:
             reserve_s = self._save_s + (max(self._times[-5:]) if self._times else 0.0)
-        why = self._goals.exhausted(standing, reserve_s, self._search.rate(self.plan))
+        why = self._goals.exhausted(
+            standing, reserve_s, self._search.step_usd(self.plan, reserve_s)
+        )
         return None if why is None else Decision(reason=why[0], stop=why[1], at_once=starts)
 
     def _replan(self, standing: Standing) -> Decision | None:
@@ -195,6 +205,7 @@ class ResourceManager:
 
     def _begin_anew(self, times: list[float]) -> None:
         self._settled, self._changed, self._drift, self._probes = False, "", None, 0
+        self._warned = False
         self._times = times
 
     def _rebatch(self, samples: int) -> None:
@@ -225,7 +236,8 @@ class ResourceManager:
         among = None
         if not self._trials_only:
             over_s = self._start_s + self._save_s
-            left_usd = left_s * self._search.rate(self.plan)
+            step_s = self._search.measured[self.plan]
+            left_usd = left_s / step_s * self._search.step_usd(self.plan, step_s)
             steps = _WARM_UP + _LEAST_STEPS
             among = self._search.affordable(standing, left_s, left_usd, over_s, steps)
         plan, gain = self._search.next_trial(among)
@@ -244,8 +256,9 @@ class ResourceManager:
     def _settle(self, standing: Standing, left_s: float) -> Decision | None:
         best = self._search.best()
         self._settled = True
-        if not best.is_safe:
-            self._warn(standing, best.plan)
+        if not best.is_safe and standing.left is not None:
+            step_s = self._search.measured[best.plan]
+            self._warn(best.plan, *self._outlook(standing, best.plan, step_s))
         if self._trials_only:
             return Decision(reason=f"tuned: {size(best.plan)} are best", stop=StepFlag.USER)
         saving = 1 - best.score / self._search.score(self.plan)
@@ -258,35 +271,38 @@ class ResourceManager:
 
     def _keeps_limits(self, standing: Standing) -> bool:
         """Whether the present plan, if the job goes on with it, meets deadline and budget."""
-        return standing.left is None or self._goals.met_by(*self._outlook(standing, self.plan))
+        if standing.left is None:
+            return True
+        step_s = self._search.measured[self.plan]
+        return self._goals.met_by(*self._outlook(standing, self.plan, step_s))
 
-    def _outlook(self, standing: Standing, plan: ResourcePlan) -> tuple[float, float]:
-        """Return time and cost of the whole job if it goes on with a plan that was measured."""
-        left_s = (standing.left or 0) * self._search.measured[plan] + self._start_s + self._save_s
-        return (
-            standing.elapsed_s + left_s,
-            standing.spent_usd + left_s * self._search.rate(plan),
-        )
+    def _outlook(
+        self, standing: Standing, plan: ResourcePlan, step_s: float
+    ) -> tuple[float, float]:
+        """Return time and cost of the whole job if it goes on with a plan, by its step time."""
+        left = standing.left or 0
+        over_s = self._start_s + self._save_s
+        left_usd = left * self._search.step_usd(plan, step_s) + over_s * self._search.rate(plan)
+        return standing.elapsed_s + left * step_s + over_s, standing.spent_usd + left_usd
 
-    def _warn(self, standing: Standing, plan: ResourcePlan) -> None:
-        """Say as soon as it is known that a goal is out of reach, and what would meet it."""
-        measured = self._search.measured
-        if standing.left is None or plan not in measured:
-            return
-        time_s, usd = self._outlook(standing, plan)
-        fastest = min(measured, key=measured.__getitem__)
-        deadline, budget = self._goals.deadline_s, self._goals.budget_usd
-        if deadline is not None and time_s > deadline:
-            self._notice(
-                f"the deadline of {in_words(deadline)} is out of reach: {size(plan)} need "
-                f"about {in_words(time_s)}. --deadline {math.ceil(1.1 * time_s / 60)}m would do"
-                + ("" if fastest == plan else f", or more budget, for {size(fastest)}")
-            )
-        if budget is not None and usd > budget:
-            self._notice(
-                f"the budget of ${budget:g} is out of reach: {size(plan)} need about "
-                f"${usd:.4g}. --budget {1.1 * usd:.3g} would do"
-            )
+    def _look_ahead(self, standing: Standing) -> None:
+        """Warn as soon as it is known that a goal is out of reach by a plan that is to stay."""
+        stays = self._settled or not self._spec.adapt
+        if stays and not self._warned and self._knows_enough() and standing.left is not None:
+            step_s = statistics.median(self._times)
+            time_s, usd = self._outlook(standing, self.plan, step_s)
+            if not self._goals.met_by((1 - _DOUBT) * time_s, (1 - _DOUBT) * usd):
+                self._warn(self.plan, time_s, usd)
+
+    def _warn(self, plan: ResourcePlan, time_s: float, usd: float) -> None:
+        """Say what would meet the goals that a plan does not."""
+        fastest = min(self._search.measured.items(), key=itemgetter(1), default=(plan, 0.0))[0]
+        also = "" if fastest == plan else f", or more budget, for {size(fastest)}"
+        if not self._spec.adapt:
+            also = ", or --adapt, or other --workers and --memory-mb"
+        for sentence in self._goals.missed_by(plan, time_s, usd):
+            self._notice(sentence + also)
+            self._warned = True
 
 
 def _relative_spread(times: list[float]) -> float:

@@ -18,6 +18,7 @@ from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.retries import Retries
+from smlt.control.store_bill import RENEWALS
 from smlt.control.stragglers import Stragglers
 from smlt.control.supervisor import Ended, Supervisor, power_of_two
 from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # A store that is gone is not waited for.
 _TIDY_S = 2.0
-# Renewals in the time after which the lease on the job is free.
-_BEATS = 4
 # So often the resource manager is asked.
 _MANAGE_S = 0.1
 # So often slow ranks are looked for.
@@ -145,7 +144,7 @@ class TaskScheduler:
     async def _hold(self) -> None:
         """Keep the lease on the job, and hear of stops that another process asks for."""
         while True:
-            await asyncio.sleep(self._job.state.spec.limits.hold_s / _BEATS)
+            await asyncio.sleep(self._job.state.spec.limits.hold_s / RENEWALS)
             try:
                 await self._job.renew()
                 if self._job.state.stop_now:
@@ -177,7 +176,7 @@ class TaskScheduler:
         progress = self._feed.progress
         return Standing(
             elapsed_s=self._feed.elapsed_s,
-            spent_usd=self._invocations.bill()[1],
+            spent_usd=self._feed.spent_usd(self._invocations.bill()[1]),
             step=progress.step,
             total_steps=progress.total_steps,
         )

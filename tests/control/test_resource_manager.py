@@ -302,3 +302,29 @@ def test_a_model_that_grows_is_planned_anew():
     job.slow = grown
     job.run()
     assert "the model has grown: looking for the best plan again" in job.notices
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize(
+    ("goal", "missed"),
+    [({"deadline_s": 300}, "the deadline of 5 min"), ({"budget_usd": 0.2}, "the budget of $0.2")],
+)
+def test_a_goal_out_of_reach_is_told_while_most_of_it_is_left(adapt, goal, missed):
+    told = []
+    job = Job(steps=20_000, adapt=adapt, **goal)
+    job.manager._notice = lambda text: told.append((job.now, job.spent, text))
+    job.run()
+    assert job.stopped in (StepFlag.DEADLINE, StepFlag.BUDGET)
+    said = [(now, spent, text) for now, spent, text in told if "out of reach" in text]
+    now, spent, text = said[0]
+    assert text.startswith(missed)
+    assert "would do" in text
+    assert ("--adapt" in text) != adapt
+    assert now < 0.5 * goal.get("deadline_s", 1e9)
+    assert spent < 0.5 * goal.get("budget_usd", 1e9)
+    assert len(said) <= 2  # once, and once more if steps change
+
+
+def test_a_goal_that_is_met_is_not_warned_of():
+    job = Job(steps=300, adapt=False, deadline_s=1600).run()
+    assert (job.step, job.notices) == (300, [])

@@ -1,0 +1,69 @@
+"""What a job's stores cost beside its functions: hours of nodes, and requests and bytes of S3.
+
+Requests are counted by what a step, a generation and a lease take, for workers make most of them:
+an estimate, as the functions' bill is until Lambda has reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from smlt.control.cost_model import S3Class, StepCost, s3_class, s3_cost
+from smlt.messages import JobSpec
+
+RENEWALS = 4  # of the lease on the job, within the time after which it is free
+_OF_A_RANK = (
+    2,
+    4,
+)  # puts and gets: its part, and the last's manifest; job, manifest, data and part
+_OF_A_GENERATION = (3, 6)  # of the client: drawing, ending; looking for what was saved
+
+
+class StoreBill:
+    """Counts what one client of a job has had its stores do."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        cost: StepCost,
+        objects_url: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin to count; ``cost`` tells what the parameter store is."""
+        self._spec = spec
+        self._cost = cost
+        self._objects: S3Class | None = s3_class(objects_url)
+        self._clock = clock
+        self._began = clock()
+        self._moved_usd = 0.0
+        self._puts = self._gets = 0
+
+    def carries(self, gradient_bytes: int, workers: int) -> None:
+        """A generation of so many workers has begun to exchange gradients of that size."""
+        self._cost = replace(self._cost, wire_bytes=wire_bytes(self._spec, gradient_bytes))
+        for each, count in ((_OF_A_GENERATION, 1), (_OF_A_RANK, workers)):
+            self._puts += each[0] * count
+            self._gets += each[1] * count
+
+    def step(self, workers: int) -> None:
+        """That many workers have taken a step."""
+        self._moved_usd += self._cost.moving(workers)
+
+    @property
+    def usd(self) -> float:
+        """All of it so far, in US dollars."""
+        seconds, prices = self._clock() - self._began, self._cost.prices
+        usd = self._moved_usd + seconds * self._cost.store.per_second(prices)
+        if self._objects is None:
+            return usd
+        renewed = seconds * RENEWALS / self._spec.limits.hold_s
+        return usd + s3_cost(
+            self._objects, puts=self._puts + renewed, gets=self._gets, prices=prices
+        )
+
+
+def wire_bytes(spec: JobSpec, gradient_bytes: int) -> float:
+    """Return how large a float32 gradient is as it travels."""
+    return gradient_bytes if spec.wire_dtype == "fp32" else gradient_bytes / 2

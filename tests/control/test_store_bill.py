@@ -1,0 +1,144 @@
+"""What stores cost while a job runs, against bills worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from smlt.control.cost_model import ParameterStorePrice, StepCost
+from smlt.control.event_log import EventLog
+from smlt.control.prices import read_prices
+from smlt.control.progress import Progress
+from smlt.control.progress_feed import ProgressFeed
+from smlt.control.store_bill import StoreBill
+from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
+
+SPEC = JobSpec(target="t:T", batch_size=64)
+S3 = "s3://bucket/prefix"
+DIRECTORY = "file:///run/objects"
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def bill(parameters, *, node=None, objects=DIRECTORY, spec=SPEC, shard_bytes=1000):
+    clock = Clock()
+    store = ParameterStorePrice.of(parameters, node)
+    cost = StepCost(prices=read_prices(), store=store, shard_bytes=shard_bytes)
+    return StoreBill(spec, cost, objects, clock), clock
+
+
+@pytest.mark.parametrize(
+    ("url", "node", "hourly"),
+    [
+        ("redis://a:6379", None, 0.0),
+        ("rediss://a:6379", "cache.r7g.large", 0.1752),
+        ("rediss://a:6379,rediss://b:6379", "cache.r7g.large", 2 * 0.1752),
+        ("unix:///run/valkey.sock", "cache.t4g.micro", 0.0128),
+    ],
+)
+def test_nodes_are_paid_for_by_the_hour_whatever_is_done_with_them(url, node, hourly):
+    found, clock = bill(url, node=node)
+    found.carries(10**6, 4)
+    for _ in range(10):
+        found.step(4)
+    assert found.usd == 0
+    clock.now += 1800
+    assert found.usd == pytest.approx(hourly / 2)
+
+
+def test_s3_as_parameter_store_is_paid_for_by_request():
+    found, clock = bill(S3)
+    found.carries(4500, 3)  # 5 shards of 1,000 bytes
+    for _ in range(100):
+        found.step(3)
+    clock.now += 1e6
+    # Each shard: 2 contributions and a mean are put. The owner fetches 2 and 2 ranks fetch the
+    # mean, each looking twice.
+    puts, gets = 100 * 5 * 3, 100 * 5 * 4 * 2
+    assert found.usd == pytest.approx(puts * 0.000005 + gets * 0.0000004)
+
+
+def test_rounded_gradients_are_half_as_large():
+    found, _ = bill(S3, spec=replace(SPEC, wire_dtype="bf16"))
+    found.carries(4000, 2)  # 2 shards instead of 4
+    found.step(2)
+    assert found.usd == pytest.approx(2 * 2 * 0.000005 + 2 * 2 * 2 * 0.0000004)
+
+
+def test_express_is_paid_for_by_bytes_as_well():
+    found, _ = bill("s3://fast--use1-az4--x-s3/p")
+    found.carries(2**20, 2)
+    found.step(2)
+    requests = 1049 * (2 * 0.00000113 + 2 * 2 * 0.00000003)
+    assert found.usd == pytest.approx(requests + 2 / 1024 * 0.0032 + 2 / 1024 * 0.0006)
+
+
+def test_a_bucket_for_objects_is_paid_for_by_generations_and_for_the_lease():
+    found, clock = bill("redis://a", objects=S3)
+    found.carries(4000, 10)
+    # 3 puts and 6 gets of the client, 2 and 4 of each of ten ranks.
+    assert found.usd == pytest.approx(23 * 0.000005 + 46 * 0.0000004)
+    before = found.usd
+    clock.now += 3600
+    # The lease of 6 s is renewed every 1.5 s.
+    assert found.usd - before == pytest.approx(2400 * 0.000005)
+
+
+def test_it_is_part_of_what_a_job_has_spent(tmp_path):
+    found, clock = bill("rediss://a", node="cache.r7g.large")
+    feed = ProgressFeed(Progress(workers=2), EventLog(tmp_path / "events"), clock, found)
+    clock.now += 360
+    assert feed.spent_usd(0.25) == pytest.approx(0.25 + 0.01752)
+    feed.pulse([], (3.0, 0.25))
+    assert feed.progress.cost_usd == pytest.approx(0.26752)
+
+
+class TestBudget:
+    """A budget is kept although most of the cost is the stores'."""
+
+    FIRST = ResourcePlan(workers=8, memory_mb=1769)
+
+    @pytest.mark.parametrize("budget", [0.02, 0.2])
+    @pytest.mark.parametrize(
+        ("parameters", "node"), [(S3, None), ("rediss://a", "cache.r7g.2xlarge")]
+    )
+    def test_it_is_never_crossed_by_more_than_a_step(self, budget, parameters, node):
+        from smlt.control.goals import Standing
+        from smlt.control.resource_manager import ResourceManager
+
+        spec = replace(SPEC, budget_usd=budget, steps=10**6)
+        store = ParameterStorePrice.of(parameters, node)
+        cost = StepCost(prices=read_prices(), store=store, shard_bytes=1 << 20)
+        manager = ResourceManager(spec, self.FIRST, cost, notice=print)
+        clock = Clock()
+        stores = StoreBill(spec, cost, DIRECTORY, clock)
+        report = WorkerReport(rank=0, kind="plan", gradient_bytes=40 << 20, batches=[(10**6, 64)])
+        manager.begin(self.FIRST, clock.now)
+        manager.work(report)
+        stores.carries(report.gradient_bytes, 8)
+        functions, step_usd, decision = 0.0, 0.0, None
+        for step in range(1, 100_000):
+            before = functions + stores.usd
+            clock.now += 0.5
+            functions += 0.5 * 8 * 1769 / 1024 * 0.0000166667
+            stores.step(8)
+            step_usd = functions + stores.usd - before
+            manager.step(
+                StepRecord(step=step, epoch=0, loss=1.0, samples=64, seconds=0.5), clock.now
+            )
+            standing = Standing(
+                elapsed_s=clock.now - 100,
+                spent_usd=functions + stores.usd,
+                step=step,
+                total_steps=10**6,
+            )
+            decision = manager.decide(standing, clock.now)
+            if decision is not None:
+                break
+        assert decision.stop == StepFlag.BUDGET
+        assert 0.5 * budget < functions + stores.usd <= budget + step_usd
+        assert functions < 0.7 * budget
