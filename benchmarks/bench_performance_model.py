@@ -4,8 +4,10 @@
         [--virtual-workers 200 --remainder dropped] [--chart PATH] [--json]
 
 FILE has the form of resnet18.json: seconds per step, and if known of its communication, by the
-number of workers. Systems that divide their batch among the workers by an integer division compute
-less where the division has a remainder; two points cannot show that, so it has to be said.
+number of workers. Some systems divide their batch among the workers by an integer division, and so
+compute less where it has a remainder. Where nothing is said of that, two hypotheses are fitted: the
+batch divides evenly, or it has as many pieces as the sweep has workers at most, and the remainder
+is dropped. What is predicted is their mean, weighted by how well each explains what is known.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
+
+import numpy as np
 
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,15 +27,21 @@ if not __package__:  # run as a script
 from smlt.control.performance_model import (
     Granularity,
     Measurement,
+    PerformanceModel,
     Setting,
+    StepPrediction,
     fit_performance,
 )
 
 TARGET_PERCENT = 15.0
 
 
-def predict(curves: dict, system: str, fit: list[int], granularity: Granularity) -> dict[str, Any]:
+def predict(
+    curves: dict, system: str, fit: list[int], granularity: Granularity | None
+) -> dict[str, Any]:
     """Return measured and predicted steps by worker count, and the largest error held out.
+
+    Without a granularity, both that come into question are considered.
 
     Raises:
         ValueError: the file lacks the system, or the system one of the worker counts.
@@ -40,18 +51,18 @@ def predict(curves: dict, system: str, fit: list[int], granularity: Granularity)
     missing = [workers for workers in fit if workers not in steps]
     if missing or not fit:
         raise ValueError(f"{system} was measured with {sorted(steps)} workers, not {missing}")
-    model = fit_performance(
-        [
-            Measurement(
-                setting=Setting(workers=workers),
-                step_s=steps[workers],
-                communication_s=communication.get(workers),
-            )
-            for workers in fit
-        ],
-        granularity,
-    )
-    predicted = model.predict([Setting(workers=workers) for workers in steps])
+    measured = [
+        Measurement(
+            setting=Setting(workers=workers),
+            step_s=steps[workers],
+            communication_s=communication.get(workers),
+        )
+        for workers in fit
+    ]
+    possible = [granularity] if granularity else hypotheses(max(steps))
+    models = [fit_performance(measured, each) for each in possible]
+    odds = [1.0, prior_odds(list(steps))][: len(models)]
+    predicted = averaged(models, odds, [Setting(workers=workers) for workers in steps])
     rows = [
         {
             "workers": workers,
@@ -77,6 +88,43 @@ def predict(curves: dict, system: str, fit: list[int], granularity: Granularity)
         "within_15_percent": worst <= TARGET_PERCENT,
         "predictions": rows,
     }
+
+
+def hypotheses(most: int) -> list[Granularity]:
+    """Return how the batch of a sweep up to so many workers may be cut."""
+    return [Granularity(), Granularity(virtual_workers=most, remainder="dropped")]
+
+
+def prior_odds(workers: list[int]) -> float:
+    """Return how much likelier than an even division pieces are, given the counts of a sweep.
+
+    Whoever has pieces mostly chooses counts that divide them; others do so somewhat less often.
+    """
+    most = max(workers)
+    divide = sum(most % count == 0 for count in workers if count != most)
+    others = len(workers) - 1 - divide
+    return float((0.8 / 0.6) ** divide * (0.2 / 0.4) ** others)
+
+
+def averaged(
+    models: list[PerformanceModel], odds: list[float], settings: list[Setting]
+) -> StepPrediction:
+    """Return the mean of several models' predictions, weighted by odds and evidence."""
+    evidence = np.array([model.log_evidence for model in models]) + np.log(odds)
+    weights = np.exp(evidence - evidence.max())
+    weights /= weights.sum()
+    predictions = [model.predict(settings) for model in models]
+
+    def mean(values: list[Any]) -> Any:
+        return np.tensordot(weights, np.stack(values), axes=1)
+
+    step = mean([p.step_s for p in predictions])
+    variance = mean([p.log_sd**2 + np.log(p.step_s / step) ** 2 for p in predictions])
+    factor = np.exp(NormalDist().inv_cdf(0.95) * np.sqrt(variance))
+    return StepPrediction(
+        step, step / factor, step * factor, mean([p.compute_s for p in predictions]),
+        mean([p.communication_s for p in predictions]), np.sqrt(variance),
+    )  # fmt: skip
 
 
 def draw(result: dict[str, Any], title: str, path: Path) -> None:
@@ -126,9 +174,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     curves = json.loads(arguments.published.read_text(encoding="utf-8"))
-    granularity = Granularity(
-        virtual_workers=arguments.virtual_workers, remainder=arguments.remainder
-    )
+    granularity = None
+    if arguments.virtual_workers is not None:
+        granularity = Granularity(
+            virtual_workers=arguments.virtual_workers, remainder=arguments.remainder
+        )
     try:
         fit = [int(count) for count in arguments.fit.split(",")]
         result = predict(curves, arguments.system, fit, granularity)

@@ -127,6 +127,8 @@ class PerformanceModel:
     covariance: Array
     noise: float
     """Relative standard deviation of a measured step around the model."""
+    log_evidence: float = 0.0
+    """How well it explains what was measured, up to a constant that all models share."""
 
     def predict(self, settings: Sequence[Setting], confidence: float = 0.9) -> StepPrediction:
         """Predict steps that have not been run, each with an interval of that confidence."""
@@ -193,7 +195,7 @@ def fit_performance(
     precision = measured.T @ measured / inflation + believed.T @ believed
     covariance = np.linalg.pinv(precision)
     noise = COMPUTE_NOISE * float(np.sqrt(inflation))
-    return PerformanceModel(scales, result.x, covariance, noise)
+    return PerformanceModel(scales, result.x, covariance, noise, -float(result.cost))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,20 +18,38 @@ from tests.control.published import read
 
 SYSTEMS = ("SMLT", "Cirrus", "Siren")
 # In the published ResNet-18 runs 150 workers compute as long as 200 do: 200 pieces, rest dropped.
-PIECES = {
-    "bert_small": Granularity(),
-    "resnet18": Granularity(virtual_workers=200, remainder="dropped"),
-}
+PIECES = Granularity(virtual_workers=200, remainder="dropped")
 
 
-@pytest.mark.parametrize("curve", PIECES)
+@pytest.mark.parametrize(
+    ("curve", "granularity"), [("bert_small", None), ("resnet18", None), ("resnet18", PIECES)]
+)
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_any_two_worker_counts_predict_the_others_within_15_percent(curve, system):
+def test_any_two_worker_counts_predict_the_others_within_15_percent(curve, system, granularity):
     curves = read(curve)
     workers = curves["step_s"][system]["workers"]
     for pair in itertools.combinations(workers, 2):
-        result = predict(curves, system, list(pair), PIECES[curve])
+        result = predict(curves, system, list(pair), granularity)
         assert result["max_error_percent"] <= 15, (pair, result["predictions"])
+
+
+@pytest.mark.parametrize(
+    ("workers", "drops"),
+    [
+        ((10, 50, 100, 150, 200), False),
+        ((10, 50, 100, 150, 200), True),
+        ((8, 16, 24, 48, 64), False),
+    ],
+)
+def test_it_matters_little_whether_a_sweep_says_how_its_batch_is_cut(workers, drops):
+    most = max(workers)
+    seconds = [600 * (most // n / most if drops else 1 / n) + 0.01 for n in workers]
+    curves = {
+        "step_s": {"S": {"workers": workers, "seconds": seconds}},
+        "communication_s_per_step": {"S": {"workers": workers, "seconds": [0.01] * len(workers)}},
+    }
+    # Where the division has a remainder the two differ by a quarter or a third.
+    assert predict(curves, "S", list(workers[:2]), None)["max_error_percent"] <= 20
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
