@@ -29,6 +29,6 @@ for _scheme in torch_world.SCHEMES:
     register_rendezvous_handler(  # type: ignore[no-untyped-call]
         f"{torch_world.PREFIX}{_scheme}", torch_world.rendezvous
     )
-torch_objects.read_plainly(
+torch_objects.exchange_plainly(
     lambda group: isinstance(group, SmltProcessGroup) and not group.trusts_pickle
 )

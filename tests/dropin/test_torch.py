@@ -261,7 +261,7 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("", "UserError a rank has sent a builtins.print, and"),
+        ("", "UserError a __main__.Own cannot be sent"),
         ("&pickle=true", "run by the sender"),
     ],
 )
