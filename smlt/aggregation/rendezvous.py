@@ -148,7 +148,9 @@ class Rendezvous:
         sign: Sign,
         *,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[int], int] = secrets.randbits,
     ) -> None:
+        """Store what to look for; ``draw`` returns so many random bits, by which none meet."""
         self.keys = SessionKeys(job)
         self._store = store
         self._job = job
@@ -156,6 +158,7 @@ class Rendezvous:
         self._limits = limits
         self._sign = sign
         self._clock = clock
+        self._draw = draw
         self._beats: dict[str, int] = {}
 
     async def find_seat(self) -> Seat:
@@ -215,7 +218,7 @@ class Rendezvous:
         [stands] = await self._store.values([self.keys.founding(session)])
         if stands is None:
             # 62 bits: numbers may begin anew once a job is forgotten, generations never meet.
-            generation = secrets.randbits(62)
+            generation = self._draw(62)
             marker = GenerationKeys(self.keys.job_id, generation).marker
             await self._store.mark(marker, ttl_s=SESSION_S)
             ours = msgpack.packb({"generation": generation, "spec": asdict(self._spec)})
@@ -231,7 +234,7 @@ class Rendezvous:
 
     async def _claim(self, session: int, keys: GenerationKeys) -> Seat | None:
         # The lease comes first, under a name of its own: a claim without one would look dead.
-        nonce = secrets.token_hex(8)
+        nonce = f"{self._draw(64):016x}"
         lease = self.keys.lease(keys.generation, nonce)
         await self._store.renew(lease, self._sign.pack(), ttl_s=self._limits.lease_s)
         try:

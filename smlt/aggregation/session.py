@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -53,6 +54,7 @@ class Session:
         limits: SessionLimits,
         *,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[int], int] = secrets.randbits,
     ) -> None:
         self.store = store
         self.job = job
@@ -68,7 +70,7 @@ class Session:
         self.awaited: list[Callable[[], str]] = []
         """Asked for what has been waited for the longest, in words; empty when nothing is."""
         self._clock = clock
-        self._rendezvous = Rendezvous(store, job, spec, limits, self.sign, clock=clock)
+        self._rendezvous = Rendezvous(store, job, spec, limits, self.sign, clock=clock, draw=draw)
         self.under_way = 0
         """Operations that wait for other ranks."""
         self._seat: Seat | None = None

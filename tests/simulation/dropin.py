@@ -87,6 +87,7 @@ class DropinWorld:
         self.loop = SimulatedLoop(random.Random(f"order/{plan.seed}"), until=REST_S)
         self.nature = Process(self.loop, "world")
         self.lines, self.violations = [], []
+        self._rng = random.Random(f"session/{plan.seed}")
         self.network = Network(self.loop, plan.seed, plan.latency, self.trace)
         self.servers = [ValkeyServer(self.loop, f"valkey-{n}") for n in range(plan.servers)]
         self.loop.connector = lambda factory, host, port: connect_stream(
@@ -122,7 +123,7 @@ class DropinWorld:
         try:
             runs = self.loop.run_until_complete(self.loop.create_task(self._play()))
         except (TimeoutError, Deadlock) as error:
-            self.violated(str(error))
+            self.violated(f"{error}; {self.loop.who_waits()}")
         finally:
             for process in list(self.running):
                 process.kill()
@@ -179,12 +180,16 @@ class DropinWorld:
             self.violated(f"{task.process.name} raised {error!r}")
         return False
 
+    def _session(self, store, rank: int) -> Session:
+        clock, draw = self.loop.time, self._rng.getrandbits
+        return Session(store, "walk", rank, self.plan.spec, LIMITS, clock=clock, draw=draw)
+
     async def _life(self, rank: int) -> None:
         url = ",".join(f"redis://{server.process.name}:6379/0" for server in self.servers)
         plan = self.plan
         async with (
             open_store(self, url, time_limit_s=LIMITS.store_s) as store,
-            Session(store, "walk", rank, plan.spec, LIMITS, clock=self.loop.time) as session,
+            self._session(store, rank) as session,
         ):
             await session.formed()
             async with Group(session) as group:

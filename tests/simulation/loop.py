@@ -207,6 +207,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def unfinished(self):
         return [task for task in self._live if not task.done()]
 
+    def who_waits(self) -> str:
+        """Name what is unfinished, with the process that it belongs to."""
+        return "; ".join(
+            f"{task.process.name if task.process else '-'}: {task.get_coro().__qualname__}"
+            for task in self.unfinished()
+        )
+
     def create_future(self):
         return _Future(next(self._numbers), loop=self)
 

@@ -112,7 +112,7 @@ class World:
         except TimeoutError as error:
             if "at rest" not in str(error):
                 raise
-            self.violated(f"{error}; {self._who_waits()}")
+            self.violated(f"{error}; {self.loop.who_waits()}")
         except Deadlock as error:
             self.violated(str(error))
         finally:
@@ -150,12 +150,6 @@ class World:
         own = asyncio.current_task()
         while any(task is not own for task in self.loop.unfinished()):  # noqa: ASYNC110 - of all
             await asyncio.sleep(0.5)
-
-    def _who_waits(self) -> str:
-        return "; ".join(
-            f"{task.process.name if task.process else '-'}: {task.get_coro().__qualname__}"
-            for task in self.loop.unfinished()
-        )
 
     def _bury(self) -> None:
         """End what is left, so that Python does not complain of tasks that are never finished."""
