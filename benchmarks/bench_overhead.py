@@ -23,6 +23,8 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 TARGET = 0.03
+BATCH = 256
+"""Samples of a step on each worker: 0.15 s of work on one vCPU."""
 SETTLING_S = 5.0
 """After the first record of each process: imports and the first steps are no part of it."""
 Record = dict[str, Any]
@@ -34,7 +36,7 @@ def train(place: Path, workers: int, seconds: float) -> tuple[list[Record], list
     command = [
         sys.executable, str(FOLDER / "overhead" / "client.py"), str(file),
         "train", f"{FOLDER / 'overhead' / 'task.py'}:Perceptron",
-        "--workers", str(workers), "--batch-size", str(64 * workers), "--memory-mb", "1769",
+        "--workers", str(workers), "--batch-size", str(BATCH * workers), "--memory-mb", "1769",
         "--deadline", f"{seconds:.0f}s", "--epochs", "100000",
         "--run-dir", str(place / "run"),
     ]  # fmt: skip
@@ -113,7 +115,8 @@ def main() -> None:
 HEAD = """# What it costs that nothing is lost
 
 `python benchmarks/bench_overhead.py --write`: an undisturbed job on the embedded Lambda (a
-perceptron of 4.2 million weights and Adam, so 50 MB of state), a checkpoint a minute, a digest of
+perceptron of 4.2 million weights and Adam, so 50 MB of state; batches of 256 for each worker), a
+checkpoint a minute, a digest of
 the state compared every 50 steps. CPU time from spans, as a share of all CPU time of workers and
 client.
 

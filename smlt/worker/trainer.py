@@ -31,7 +31,7 @@ from smlt.worker.target import Target
 from smlt.worker.task import Contribution, Task
 
 # Progress reaches the client in batches, not more often than this.
-_REPORT_S = 0.2
+_REPORT_S = 0.5
 # All ranks together report their phases not more often than this.
 _PHASES_S = 0.01
 _LOSS = "loss"
@@ -331,7 +331,7 @@ class Trainer:
         if self._records and (at_once or now - self._reported > _REPORT_S):
             records, self._records, self._reported = self._records, [], now
             await self._tell("steps", records)
-        every_s = max(_REPORT_S, _PHASES_S * self._collective.members.world_size)
+        every_s = max(2 * _REPORT_S, _PHASES_S * self._collective.members.world_size)
         if self._phases and (at_once or now - self._told > every_s):
             phases, self._phases, self._told = self._phases, [], now
             await self._tell("phases", phases)
