@@ -18,7 +18,7 @@ CLIENTS = {"client_dies", "client_freezes", "rival"}
 SERVERS = {"restart", "evict", "full", "hang", "refuse", "garble", "babble"}
 FAULTS = (
     "kill", "kill", "kill", "kill_all", "freeze", "cut", "partition", "objects",
-    "rot", "rot", "logs", "plan", "plan",
+    "rot", "rot", "logs", "lose", "lose", "plan", "plan",
     *sorted(STOPS), *sorted(CLIENTS), *sorted(SERVERS),
 )  # fmt: skip
 LARGE = 80_000

@@ -14,7 +14,6 @@ from smlt.aggregation.step import AllReduce
 from smlt.control import supervisor
 from smlt.control.job import Job
 from smlt.errors import StoreLostError
-from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.checkpoint_part import nbytes_of, part_header
 from smlt.io.frame import ShardHeader
@@ -182,26 +181,6 @@ def leaving_without_a_manifest(patch):
     patch.setattr(Ending, "save", hasty_save)
 
 
-def parent_that_is_not_frozen(patch):
-    """A generation reads what is newest when it loads, not what was drawn."""
-    read_manifest, newest = checkpoint.read_manifest, checkpoint.newest
-
-    async def newest_manifest(store, job_id, position):
-        found = await newest(store, job_id, position.generation)
-        return await read_manifest(store, job_id, found or position)
-
-    patch.setattr("smlt.worker.loading.checkpoint", _Altered(checkpoint, newest_manifest))
-
-
-class _Altered:
-    def __init__(self, module, read_manifest) -> None:
-        self._module = module
-        self.read_manifest = read_manifest
-
-    def __getattr__(self, name):
-        return getattr(self._module, name)
-
-
 PLANTED = [
     forgotten_notice,
     owner_that_trusts_its_own_mean,
@@ -214,7 +193,6 @@ PLANTED = [
     fence_that_is_open,
     exact_roster_of_any_number,
     leaving_without_a_manifest,
-    parent_that_is_not_frozen,
 ]
 
 

@@ -139,6 +139,12 @@ class Troubles:
     def _logs(self, rng, victim) -> None:
         self._world.cloud.logs_down_until = self._world.loop.now + rng.choice([2.0, 10.0])
 
+    def _lose(self, rng, victim) -> None:
+        """No event of one rank arrives for a while, however often it is sent."""
+        rank, lost = rng.randrange(5), self._world.cloud.lost
+        lost.add(rank)
+        self._world.outside(rng.choice([5.0, 12.0]), lost.discard, rank)
+
     # Of clients, and what people ask of them
 
     def _client_dies(self, rng, victim) -> None:

@@ -200,6 +200,7 @@ class Witness:
             or (kind == "host" and self._world.plan.unlike)
             or ("refuses user, password" in outcome.message and "refuse" in harms)
             or ("does not speak RESP" in outcome.message and "babble" in harms)
+            or ("refused a command" in outcome.message and "babble" in harms)
         )
         if not excused:
             self._world.violated(f"the job ended as {outcome.status}: {outcome.message}")
