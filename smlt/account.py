@@ -58,7 +58,7 @@ async def destroy(
     """Remove a deployment, and prove that nothing is left; return its name."""
     name = deployment_name(aws.name, objects)
     async with open_api(aws.region) as api:
-        deployed = Deployed(api, name)
+        deployed = Deployed(api, name, has_role=aws.role is None)
         if dry_run:
             for title, _ in await deployed.found():
                 told(title)

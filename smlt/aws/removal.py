@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from smlt.aws.api import Api
 from smlt.aws.release import TAG, function_prefix
-from smlt.errors import CloudError
+from smlt.errors import CloudError, ConfigError
 
 _GONE_S = 60.0
 """AWS's index of tags hears of a removal late."""
@@ -19,9 +19,11 @@ Removal = tuple[str, Callable[[], Awaitable[object]]]
 class Deployed:
     """What an account holds of one deployment: by name, and by tag, so that no namesake goes."""
 
-    def __init__(self, api: Api, name: str) -> None:
+    def __init__(self, api: Api, name: str, *, has_role: bool = True) -> None:
+        """Name the deployment; without a role of its own, nothing of IAM is asked."""
         self._api = api
         self._name = name
+        self._has_role = has_role
         self._prefix = function_prefix(name)
         self._role = self._layer = self._repository = f"smlt-{name}"
 
@@ -32,7 +34,7 @@ class Deployed:
             *await self._log_groups(),
             *await self._layers(),
             *await self._repositories(),
-            *await self._roles(),
+            *(await self._roles() if self._has_role else ()),
         ]
 
     async def remove(self, told: Callable[[str], None] = lambda title: None) -> None:
@@ -113,21 +115,21 @@ class Deployed:
         ]
 
     async def _repositories(self) -> list[Removal]:
-        doing = "looking for images"
-        found = await self._api.all(
-            "ecr",
-            "describe_repositories",
-            doing,
-            "repositories",
-            repositoryNames=[self._repository],
-        )
+        """Who may not look at ECR deploys no images; were there one, its tag would tell."""
+        doing, name = "looking for images", self._repository
+        try:
+            found = await self._api.all(
+                "ecr", "describe_repositories", doing, "repositories", repositoryNames=[name]
+            )
+        except ConfigError:
+            return []
         removals: list[Removal] = []
         for repository in found:
             arn = repository["repositoryArn"]
             answer = await self._api.find("ecr", "list_tags_for_resource", doing, resourceArn=arn)
             tags = {tag["Key"]: tag["Value"] for tag in (answer or {}).get("tags", ())}
             if self._is_ours(tags):
-                title, name = f"repository {self._repository}", self._repository
+                title = f"repository {name}"
                 given = {"repositoryName": name, "force": True}
                 removals.append((title, self._delete(title, "ecr", "delete_repository", **given)))
         return removals

@@ -14,7 +14,7 @@ import pytest
 
 from smlt.aws.api import open_api
 from smlt.aws.deployment import Deployment
-from smlt.aws.policy import permissions
+from smlt.aws.policy import TRUST, permissions
 from smlt.aws.release import Release
 from smlt.aws.removal import Deployed
 from smlt.errors import CloudError, ConfigError
@@ -156,6 +156,31 @@ def test_a_version_that_is_not_what_the_plan_says_is_not_run(account, release):
         deploy(release, SIZE)
     [function] = deploy(release, SIZE)[1]
     assert (function.version, function.memory_mb) == ("2", SIZE)
+
+
+@pytest.mark.slow
+def test_with_a_role_of_the_users_own_nothing_is_asked_of_iam(account, release):
+    role = account.client("iam").create_role(
+        RoleName="theirs", AssumeRolePolicyDocument=json.dumps(TRUST)
+    )["Role"]["Arn"]
+
+    def refuse(service, operation):
+        if service == "iam":
+            raise DENIED
+
+    account.before = refuse
+    deploy(dataclasses.replace(release, role=role), SIZE)
+
+    async def run():
+        async with open_api(REGION) as api:
+            removed = []
+            await Deployed(api, release.name, has_role=False).remove(removed.append)
+            return removed
+
+    removed = asyncio.run(run())
+    assert [title.split()[0] for title in removed] == ["function", "log", "layer"]
+    account.heal()
+    account.client("iam").delete_role(RoleName="theirs")
 
 
 def allows(policy, action, resource, **context):

@@ -119,6 +119,8 @@ def test_a_fault_that_stays_is_told_in_one_sentence(account, release, monkeypatc
     calls = [call for call in dict.fromkeys(account.calls[begin:]) if is_ours(*call)]
     assert len(calls) >= 8, calls
     clear(account, release)
+    if (scene, kind) == ("destroying", "denied"):
+        calls.remove(("ecr", "DescribeRepositories"))  # only who deploys images must be allowed it
     for call in calls:
         prepare()
         for name, value in QUICK.items():
