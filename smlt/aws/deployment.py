@@ -19,6 +19,8 @@ from smlt.errors import ConfigError
 GATEWAY_MB = 512
 """Its calls take milliseconds; with less memory, and so less of a core, they take longer."""
 _GATEWAY_S = 60
+_GATEWAY_CALLS = 2
+"""At a time: one, and one that nobody waits for any more. Workers cannot take their place."""
 WORKER_S = 900
 """Lambda's own limit."""
 _LEAST_TMP_MB = 512
@@ -138,7 +140,7 @@ class Deployment:
             ephemeral_mb=_LEAST_TMP_MB,
             environment={},
             mounts=(),
-            reserved_concurrency=None,
+            reserved_concurrency=_GATEWAY_CALLS if self.release.reserved_concurrency else None,
         )
 
     async def _function(

@@ -134,7 +134,7 @@ def test_no_recorded_event_is_retried_and_versions_never_are_latest():
     recursion = [c["params"] for c in calls if c["operation"] == "PutFunctionRecursionConfig"]
     assert {c["RecursiveLoop"] for c in recursion} == {"Terminate"}
     reserved = [c["params"] for c in calls if c["operation"] == "PutFunctionConcurrency"]
-    assert [c["ReservedConcurrentExecutions"] for c in reserved] == [5]
+    assert [c["ReservedConcurrentExecutions"] for c in reserved] == [5, 2]  # workers, gateway
     made = [c["params"] for c in calls if c["operation"] == "CreateFunction"]
     networks = [c["VpcConfig"] for c in made if c["VpcConfig"]["SubnetIds"]]
     assert networks[0] == {"SubnetIds": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
