@@ -21,6 +21,8 @@ from botocore.config import Config
 from botocore.validate import ParamValidator
 
 from smlt.aws.api import Api
+from smlt.control.lambda_client import LambdaClient
+from smlt.errors import CloudError
 from tests.aws import lives
 from tests.aws.account import CREDENTIALS, REGION
 from tests.aws.record_requests import BUCKET, DIGEST, RECORDS, SCENES
@@ -167,6 +169,21 @@ def test_what_a_running_job_asks():
                 await lives.running(functions, logs, "f", "3")
             asked.assert_no_pending_responses()
             read.assert_no_pending_responses()
+
+    asyncio.run(play())
+
+
+def test_a_gateway_that_fails_says_why():
+    async def play():
+        session = aioboto3.Session(region_name=REGION)
+        async with session.client("lambda") as functions:
+            asked = AioStubber(functions)
+            said = b'{"errorType": "Runtime.ExitError", "errorMessage": "Task timed out"}'
+            asked.add_response(
+                "invoke", {"StatusCode": 200, "FunctionError": "Unhandled", "Payload": _Body(said)}
+            )
+            with asked, pytest.raises(CloudError, match="calling g failed: Task timed out"):
+                await LambdaClient(functions, None).call("g", "1", {}, 10.0)
 
     asyncio.run(play())
 
