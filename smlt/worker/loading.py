@@ -19,34 +19,29 @@ from smlt.io.tensor import as_tensor
 from smlt.io.weights import read_weights
 from smlt.messages import EXACT, JobSpec, JobState, Position, WorkerReport
 from smlt.worker import numerics
+from smlt.worker.course import Course
 from smlt.worker.data_iterator import Data
-from smlt.worker.epochs import batch_sizes, batches_of, growth
+from smlt.worker.epochs import batches_of
 from smlt.worker.generation import Generation, Roster
 from smlt.worker.host import Host
-from smlt.worker.minibatch_buffer import map_style
 from smlt.worker.residuals import load_residuals
-from smlt.worker.sample_order import SampleOrder, portions, virtual_block
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule
 from smlt.worker.seeding import derive_seed
 from smlt.worker.target import Target
-from smlt.worker.task import Dataset, Task
+from smlt.worker.task import Task
 from smlt.worker.task_loader import load_task
 from smlt.worker.warm import Tag
 
 _POLL_S = 0.1
 _SAMPLES = "train_samples"
 _HOST = "host"
-_OF_GROWTH = 1 << 20  # apart from the seeds of steps and their virtual workers
-
-
 _DATA = "data"
 _GROWN = "grown"  # the last epoch whose growth the state has
-
+_OF_GROWTH = 1 << 20  # apart from the seeds of steps and their virtual workers
 
 TRAINED = "trained"
 """In a manifest's info: training steps done, which is what a user calls the step."""
-
 
 T = TypeVar("T")
 
@@ -122,65 +117,43 @@ class Loader:
             Exception: the user's code raised.
         """
         await self._generation.say("loading")
+        spec, compute = self._spec, self._compute
+        self._check_wire()
+        task, manifest = await self._reading(self._warm())
+        fresh = task is None
+        if task is None:
+            task = await compute(load_task, spec.target, spec.params, self._host.code_root)
+        course = await compute(Course.of, task, await self._data(), spec)
+        target = Target.of(spec)
+        if fresh:
+            await compute(task.initialize, spec.seed, course.known_steps)
+        if manifest is None:
+            manifest = await self._state_zero(task, target, len(course.train))
+        await self._check_host(manifest)
+        self._check_samples(manifest, len(course.train))
+        target.load(manifest.scalars["target"])
+        if fresh:
+            await self._reading(self._take_over(task, manifest, course))
+        schedule, grown = course.schedule, manifest.info.get(_GROWN, 0)
+        step = schedule.step_after(manifest.position.step, manifest.info.get(TRAINED, 0))
+        due = course.growths(grown, step)
+        await compute(self._grow, task, due)
+        wire = await self._reading(self._wire(task, manifest, is_new=bool(due)))
+        if self._rank == 0:
+            await self._report_plan(task, course)
+        samples = course.samples(self._rank, self._roster.world_size, step)
+        about = {_SAMPLES: len(course.train), _DATA: spec.data, _GROWN: max([grown, *due])}
+        return Loaded(
+            task, target, samples, schedule, wire, manifest, step, about, has_grown=bool(due)
+        )
+
+    def _check_wire(self) -> None:
         spec = self._spec
         if spec.determinism == EXACT and spec.wire_dtype != "fp32":
             raise ConfigError(
                 f"exact determinism needs gradients as they are, and {spec.wire_dtype} on the wire "
                 "rounds them by rank: use fp32, or --determinism fast"
             )
-        task, manifest = await self._reading(self._warm())
-        fresh = task is None
-        if task is None:
-            task = await self._compute(load_task, spec.target, spec.params, self._host.code_root)
-        data = await self._data()
-        train = await self._compute(self._dataset, task, data, "train")
-        test = await self._compute(self._dataset, task, data, "test") if task.evaluates else None
-        sizes = batch_sizes(task, spec.batch_size, spec.virtual_workers)
-        order = SampleOrder(len(train), sizes, spec.virtual_workers, spec.seed)
-        grows_at = growth(task)
-        schedule = Schedule(
-            order.epoch_steps,
-            evaluates=task.evaluates,
-            epochs=spec.epochs,
-            steps=spec.steps,
-            grows_at=grows_at,
-            origin=spec.origin,
-        )
-        target = Target.of(spec)
-        if fresh:
-            await self._compute(task.initialize, spec.seed, self._total_steps(schedule))
-        if self._job.parent is None:
-            manifest = await self._state_zero(task, target, len(train))
-        elif manifest is None:
-            manifest = await self._reading(
-                checkpoint.read_manifest(self._objects, self._job.job_id, self._job.parent)
-            )
-        await self._check_host(manifest)
-        self._check_samples(manifest, len(train))
-        target.load(manifest.scalars["target"])
-        step = schedule.step_after(manifest.position.step, manifest.info.get(TRAINED, 0))
-        grown = manifest.info.get(_GROWN, 0)
-        if fresh:
-            # Only the shapes: what the arrays hold is what is loaded then.
-            await self._compute(self._grow, task, [e for e in grows_at if e <= grown])
-            await self._reading(self._take_over(task, manifest))
-        now = schedule.at(step).epoch
-        due = [] if schedule.is_over(step) else [e for e in grows_at if grown < e <= now]
-        await self._compute(self._grow, task, due)
-        virtual = virtual_block(self._rank, self._roster.world_size, spec.virtual_workers)
-        parts = portions(virtual, exact=spec.determinism == EXACT)
-        samples = Samples(train, test, order, parts, schedule, step, batch_size=spec.batch_size)
-        wire = await self._reading(self._wire(task, manifest, is_new=bool(due)))
-        if self._rank == 0:
-            await self._report_plan(task, schedule, order)
-        about = {_SAMPLES: len(train), _DATA: spec.data, _GROWN: max([grown, *due])}
-        return Loaded(
-            task, target, samples, schedule, wire, manifest, step, about, has_grown=bool(due)
-        )
-
-    def _total_steps(self, schedule: Schedule) -> int | None:
-        """What schedulers of learning rates are told: nothing where more data may come."""
-        return None if self._spec.watches else schedule.training_steps
 
     def _check_samples(self, manifest: Manifest, samples: int) -> None:
         before = manifest.info.get(_SAMPLES)
@@ -225,7 +198,10 @@ class Loader:
         )
 
     async def _warm(self) -> tuple[Task | None, Manifest | None]:
-        """Return the task of this environment's memory, if it holds the parent's state."""
+        """Return the task of this environment's memory, if it is the parent, and the parent.
+
+        Nothing at all where a job has no state yet.
+        """
         parent = self._job.parent
         if parent is None:
             return None, None
@@ -248,11 +224,6 @@ class Loader:
             cache_dir=self._host.cache_dir,
             added=manifest.get("added"),
         )
-
-    def _dataset(self, task: Task, data: Data, split: str) -> Dataset:
-        # A random split inside must be the same on every rank.
-        task.seed_generators(derive_seed(self._spec.seed))
-        return map_style(task.dataset(data, split), type(task).__name__, split)
 
     async def _state_zero(self, task: Task, target: Target, samples: int) -> Manifest:
         """Have the first rank make and commit state 0; all ranks begin from what it committed."""
@@ -287,7 +258,10 @@ class Loader:
                 )
             await generation.next_news(_POLL_S)
 
-    async def _take_over(self, task: Task, manifest: Manifest) -> None:
+    async def _take_over(self, task: Task, manifest: Manifest, course: Course) -> None:
+        # Growth is gone through for the shapes alone: what the arrays hold is loaded then.
+        grown = manifest.info.get(_GROWN, 0)
+        await self._compute(self._grow, task, [e for e in course.grows_at if e <= grown])
         loaded = await checkpoint.read(self._objects, self._job.job_id, manifest.position)
         await self._compute(task.load_state, loaded.tensors, manifest.scalars["task"])
 
@@ -301,13 +275,13 @@ class Loader:
         await load_residuals(self._objects, job_id, at, self._rank, ranks, wire)
         return wire
 
-    async def _report_plan(self, task: Task, schedule: Schedule, order: SampleOrder) -> None:
+    async def _report_plan(self, task: Task, course: Course) -> None:
         """Tell the client how much there is to do."""
         report = WorkerReport(
             rank=self._generation.task.rank,
             kind="plan",
-            total_steps=schedule.training_steps,
-            batches=batches_of(schedule, order),
+            total_steps=course.schedule.training_steps,
+            batches=batches_of(course.schedule, course.order),
             gradient_bytes=4 * sum(prod(shape) for shape in task.averaged().values()),
         )
         await self._generation.report(report)
