@@ -96,7 +96,9 @@ def _with_way_out(error: SmltError, progress: Progress) -> str:
     """Say what failed, and how to go on where something has been saved."""
     if not progress.step:
         return str(error)
-    return f"{error}; `smlt resume {progress.job_id}` goes on from the newest checkpoint"
+    where = f" ({progress.checkpoint})" if progress.checkpoint else ""
+    way = f"`smlt resume {progress.job_id}` goes on from the newest checkpoint"
+    return f"{error}; {way}{where}"
 
 
 async def follow(

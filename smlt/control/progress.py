@@ -41,6 +41,8 @@ class Progress:
     """Seconds by phase, summed over the steps; the mean of the ranks. They overlap."""
     slow: str = ""
     """Which ranks the others wait for in step after step, and how slow they are."""
+    checkpoint: str = ""
+    """Where the newest checkpoint is that a generation has ended with."""
     stalled: str = ""
     """What is being waited for when no step has ended for a while, naming rank and shard."""
     notices: list[str] = field(default_factory=list)

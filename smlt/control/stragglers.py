@@ -56,7 +56,6 @@ class Stragglers:
         self._fair: deque[float] = deque(maxlen=STEPS)
         """How long the slowest of all others was busy in the latest steps."""
         self._replaced: set[int] = set()
-        self._named: set[int] = set()
         self._drawn: float | None = None
         self._start_s = 0.0
 
@@ -65,7 +64,6 @@ class Stragglers:
         self._busy.clear()
         self._slow.clear()
         self._fair.clear()
-        self._named.clear()
         self._drawn = self._clock()
 
     def take(self, rank: int, step: int, busy_s: float, world_size: int) -> None:
@@ -100,13 +98,6 @@ class Stragglers:
     def replaced(self, ranks: Iterable[int]) -> None:
         """Note that these ranks get new environments; none gets a second one."""
         self._replaced.update(ranks)
-
-    def is_news(self, straggler: Straggler) -> bool:
-        """Whether this rank is found for the first time in the generation."""
-        if straggler.rank in self._named:
-            return False
-        self._named.add(straggler.rank)
-        return True
 
     def _compare(self, busy: dict[int, float]) -> None:
         if len(busy) < 2:

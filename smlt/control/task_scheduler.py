@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smlt.control.bursts import with_more_data
@@ -16,17 +16,18 @@ from smlt.control.goals import Standing
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.lambda_client import LambdaService
+from smlt.control.plans import Plans
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.retries import Retries
 from smlt.control.store_bill import RENEWALS
-from smlt.control.stragglers import Stragglers
-from smlt.control.supervisor import Ended, Supervisor, power_of_two
+from smlt.control.straggler_watch import StragglerWatch
+from smlt.control.supervisor import Ended, Supervisor
 from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
-from smlt.messages import EXACT, Failure, PhaseRecord, Position, ResourcePlan, StepFlag, WorkerTask
+from smlt.messages import EXACT, Failure, Position, ResourcePlan, StepFlag, WorkerTask
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
     from smlt.control.resource_manager import Decision, ResourceManager
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 _TIDY_S = 2.0
 # So often the resource manager is asked.
 _MANAGE_S = 0.1
-# So often slow ranks are looked for.
-_LOOK_S = 1.0
 AT_ONCE = "stopped at once, on request"
 """What is said of a job that did not wait for the end of its step."""
 PAUSED = "paused after its epochs, to be resumed"
@@ -84,6 +83,7 @@ class TaskScheduler:
         self._store = store
         self._cloud = cloud
         self._functions = functions
+        self._plans = Plans(job.state.spec, functions, feed.notice)
         self._invocations = invocations
         self._feed = feed
         self._objects_url = objects_url
@@ -92,7 +92,6 @@ class TaskScheduler:
         self._supervisor: Supervisor | None = None
         self._running: asyncio.Task[Outcome] | None = None
         self._given_up: Failure | None = None
-        self._wanted_plan: ResourcePlan | None = None
         self._overtaken: JobHeldError | None = None
         self._broken: BaseException | None = None
         """What went wrong inside, beside the generations."""
@@ -101,7 +100,7 @@ class TaskScheduler:
         """Why the job ends before it is done: its budget or its deadline, in words."""
         self._stopping = asyncio.Event()
         self._retries = Retries()
-        self._stragglers = Stragglers(clock)
+        self._slow = StragglerWatch(feed, self._replace, clock)
 
     async def run(self) -> Outcome:
         """Run generation after generation; the job's durable state says how it ended.
@@ -110,7 +109,7 @@ class TaskScheduler:
             JobHeldError: another client has taken over; nothing was changed since.
         """
         self._running = asyncio.create_task(self._generations())
-        beside = [asyncio.create_task(task) for task in (self._hold(), self._watch_stragglers())]
+        beside = [asyncio.create_task(task) for task in (self._hold(), self._slow.run())]
         if self._manager is not None:
             beside.append(asyncio.create_task(self._manage(self._manager)))
         for task in beside:
@@ -204,32 +203,13 @@ class TaskScheduler:
                     else:
                         await self._supervisor.stop(decision.stop)
 
-    async def _watch_stragglers(self) -> None:
-        """Name the ranks that all others wait for, and have them replaced if that pays."""
-        stragglers, progress = self._stragglers, self._feed.progress
-        self._feed.on_phases = self._take_phases
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            found = stragglers.found()
-            progress.slow = "; ".join(map(str, found))
-            for one in found:
-                if stragglers.is_news(one):
-                    self._feed.notice(f"{one}, and the others wait for it")
-                    self._feed.event("straggler", **asdict(one))
-            if self._supervisor is None or self._stopping.is_set() or self._run_out:
-                continue
-            left = (progress.total_steps or 2 * progress.step) - progress.step
-            replaced = [one.rank for one in stragglers.worth_replacing(left)]
-            if replaced:
-                stragglers.replaced(replaced)
-                self._feed.event("replace", ranks=replaced)
-                with contextlib.suppress(StoreError):
-                    await self._supervisor.replace(replaced)
-
-    def _take_phases(self, rank: int, record: PhaseRecord) -> None:
-        if self._supervisor is not None:
-            world_size = self._supervisor.world_size
-            self._stragglers.take(rank, record.step, record.busy_s, world_size)
+    async def _replace(self, ranks: list[int]) -> None:
+        """Have slow ranks go on in other environments."""
+        if self._supervisor is None or self._stopping.is_set() or self._run_out:
+            return
+        self._feed.event("replace", ranks=ranks)
+        with contextlib.suppress(StoreError):
+            await self._supervisor.replace(ranks)
 
     async def _go_over(self, plan: ResourcePlan) -> None:
         """Ask for a plan when its function is there: in a private network that takes a minute.
@@ -257,6 +237,7 @@ class TaskScheduler:
             if newest is None and ended.failure is not None and ended.failure.kind == "parent":
                 newest = await self._before(parent)
             parent = newest or parent
+            self._feed.progress.checkpoint = self._where(parent)
             outcome = await self._judge(ended, parent)
             if outcome is not None and outcome.status == "completed" and await self._more(parent):
                 continue
@@ -289,6 +270,14 @@ class TaskScheduler:
         self._feed.progress.epochs = spec.epochs
         self._feed.event("burst", data=key, epochs=spec.epochs)
         return True
+
+    def _where(self, position: Position | None) -> str:
+        """Say where a checkpoint is: its folder, or its URL."""
+        if position is None:
+            return ""
+        key = JobObjects(self._job.state.job_id).manifest(position.generation, position.step)
+        manifest = self._objects.local_path(key)
+        return f"{self._objects.url}/{key}" if manifest is None else str(manifest.parent)
 
     async def _before(self, parent: Position | None) -> Position | None:
         """Return the checkpoint before one that cannot be read, if any is kept.
@@ -325,29 +314,10 @@ class TaskScheduler:
         Raises:
             ValueError: more workers than virtual ones, or none.
         """
-        most = self._job.state.spec.virtual_workers
-        if not 1 <= plan.workers <= most:
-            raise ValueError(f"a plan of {plan.workers} workers, where 1 to {most} can share a job")
-        if plan == (self._job.state.plan if self._wanted_plan is None else self._wanted_plan):
-            return
-        self._wanted_plan = plan
-        if self._supervisor is not None:
+        if self._plans.want(plan, self._job.state.plan) and self._supervisor is not None:
             # A store that fails ends the generation all the same.
             with contextlib.suppress(StoreError):
                 await self._supervisor.stop(StepFlag.PLAN)
-
-    async def _planned(self) -> tuple[ResourcePlan, Function]:
-        """Return the plan of the next generation, and the function that it runs on."""
-        held, wanted = self._fitting(self._job.state.plan), self._wanted_plan
-        self._wanted_plan = None
-        if wanted is not None:
-            wanted = self._fitting(wanted)
-            try:
-                return wanted, await self._functions.of(wanted.memory_mb)
-            except CloudError as error:
-                self._feed.notice(f"{error}; going on with {held.memory_mb} MB as before")
-                held = replace(held, workers=wanted.workers)
-        return held, await self._functions.of(held.memory_mb)
 
     async def stop_now(self) -> None:
         """End the job without waiting for the step: no worker outlives ``limits.stop_s``."""
@@ -371,18 +341,8 @@ class TaskScheduler:
         newest = await checkpoint.newest(self._objects, state.job_id, state.generation)
         return newest or state.parent
 
-    def _fitting(self, plan: ResourcePlan) -> ResourcePlan:
-        workers = power_of_two(plan.workers)
-        if self._job.state.spec.determinism != EXACT or workers == plan.workers:
-            return plan
-        self._feed.notice(
-            f"exact determinism takes a power of two of workers: {workers} instead of "
-            f"{plan.workers} are started"
-        )
-        return replace(plan, workers=workers)
-
     async def _run_generation(self, parent: Position | None) -> Ended:
-        plan, function = await self._planned()
+        plan, function = await self._plans.take(self._job.state.plan)
         number = await self._job.draw(parent, plan)
         progress = self._feed.progress
         progress.generation, progress.workers = number, plan.workers
@@ -394,19 +354,19 @@ class TaskScheduler:
             workers=plan.workers,
             memory_mb=plan.memory_mb,
         )
-        self._supervisor = self._supervise(number, plan, function)
+        supervisor = self._supervisor = self._supervise(number, plan, function)
         if self._stopping.is_set():
             return Ended(None, StepFlag.USER)
         if self._run_out:
             return Ended(None, StepFlag(0))
         if self._manager is not None:
             self._manager.begin(plan, self._clock())
-        if self._wanted_plan is not None:
+        if self._plans.wanted is not None:
             # It came while this generation was being drawn.
             await self._supervisor.stop(StepFlag.PLAN)
         progress.state = "running"
-        self._stragglers.begin()
-        ended = await self._supervisor.run()
+        self._slow.begin(lambda: supervisor.world_size)
+        ended = await supervisor.run()
         self._supervisor = None
         if self._manager is not None:
             self._manager.end(self._clock())
@@ -469,7 +429,7 @@ class TaskScheduler:
         if self._manager is not None and failure.kind in ("memory", "start"):
             plan = self._manager.failed(failure.kind)
             if plan is not None:
-                self._wanted_plan = plan
+                self._plans.wanted = plan
                 self._feed.notice(f"{failure.message}; going back to {plan.workers} workers")
                 return None
         why = self._retries.end(failure, newest)

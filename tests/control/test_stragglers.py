@@ -107,10 +107,7 @@ def test_rank_that_stays_slow_is_replaced_once(watched):
     assert watched.worth_replacing(1000) == []
 
 
-def test_it_is_news_once_in_a_generation(watched):
+def test_it_is_said_in_words(watched):
     feed(watched, [0.2, 0.7, 0.2])
     [slow] = watched.found()
     assert str(slow) == "rank 1 takes 3.5 × the others' 0.2 s a step"
-    assert [watched.is_news(slow), watched.is_news(slow)] == [True, False]
-    watched.begin()
-    assert watched.is_news(slow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -58,4 +59,6 @@ def test_no_room_in_mid_run(small_disk):
     ended = job.end(90).check(1)
     assert "no space left" in ended.sentence.lower()
     assert f"`smlt resume {job.folder.name}` goes on from the newest checkpoint" in ended.sentence
+    _, _, named = ended.sentence.rpartition("(")
+    assert (Path(named.rstrip(")")) / "manifest.json").exists()
     assert ended.summary["state"] == "failed"
