@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.late_reports import wait_for_reports
-from smlt.control.prices import prices_of
+from smlt.control.prices import Prices, prices_of
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
@@ -83,18 +83,12 @@ class Lead:
         """Take the job, of which this client holds the lease, to its end."""
         progress, spec = self.progress, job.state.spec
         progress.notices.extend(place.notices)
-        earlier = progress.billed_gb_s, progress.cost_usd
-        prices = prices_of(place.kind.region, self._prices)
-        if prices.region != place.kind.region:
-            progress.notices.append(
-                f"there are no prices of {place.kind.region}: costs are those of {prices.region}; "
-                "give your own with --prices"
-            )
+        prices = self._prices_at(place)
         invocations = Invocations(
             folder.logs,
             prices=prices,
             kind=place.kind,
-            earlier=earlier,
+            earlier=(progress.billed_gb_s, progress.cost_usd),
             since_ms=int((time.time() - CLOCKS_DIFFER_S) * 1000),
         )
         cost = StepCost(
@@ -127,19 +121,13 @@ class Lead:
                 await scheduler.request_stop()
             watch = asyncio.create_task(_watch(place, scheduler))
             try:
-                outcome = await scheduler.run()
+                outcome = await self._swept(scheduler.run(), store)
             except asyncio.CancelledError:
                 await self._cut_short(job, objects, store, folder)
-                raise
-            except JobHeldError:
-                raise  # what is in the stores is another client's now
-            except BaseException:
-                await _sweep(store, progress.job_id)
                 raise
             finally:
                 self._scheduler = None
                 watch.cancel()
-            await _sweep(store, progress.job_id)
             if invocations.unreported:
                 await wait_for_reports(place.cloud, invocations)
             progress.billed_gb_s, functions_usd = invocations.bill()
@@ -151,6 +139,27 @@ class Lead:
         summary = await summarise(progress, outcome, objects, folder)
         folder.write_summary(summary)
         return summary
+
+    async def _swept(self, running: Awaitable[Outcome], store: ParameterStore) -> Outcome:
+        """Return how the job ended, with the parameter store free of it."""
+        try:
+            outcome = await running
+        except (asyncio.CancelledError, JobHeldError):
+            raise  # what is in the stores is, or may be, another client's now
+        except BaseException:
+            await _sweep(store, self.progress.job_id)
+            raise
+        await _sweep(store, self.progress.job_id)
+        return outcome
+
+    def _prices_at(self, place: Place) -> Prices:
+        prices = prices_of(place.kind.region, self._prices)
+        if prices.region != place.kind.region:
+            self.progress.notices.append(
+                f"there are no prices of {place.kind.region}: costs are those of {prices.region}; "
+                "give your own with --prices"
+            )
+        return prices
 
     def _manager(self, job: Job, feed: ProgressFeed, cost: StepCost) -> ResourceManager | None:
         """Return what watches the job's goals, if it has any."""

@@ -236,7 +236,8 @@ class Generation:
         As long as an invocation runs, Lambda sends its environment no other.
         """
         succeeding = GenerationKeys(self.task.job_id, self.task.generation + 1)
-        give_up = min(self.clock() + self.limits.start_s, self.deadline - self.limits.lease_s)
+        # Not for all of its start: where no more functions may run, its rank waits for this one.
+        give_up = min(self.clock() + self.limits.start_s / 3, self.deadline - self.limits.lease_s)
         with contextlib.suppress(StoreError):
             while self.clock() < give_up:
                 if (await self.store.values([succeeding.roster]))[0] is not None:

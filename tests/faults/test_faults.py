@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -383,6 +384,30 @@ def test_object_store_out_for_a_minute(place, digest, trouble):
             drawn = fault.job.events("generation")[-1]
             assert drawn["parent"]["step"] >= fault.gate.step - 1
             assert any("it is waited for up to 300 s" in text for text in ended.summary["notices"])
+        place.check_nothing_is_left(10)
+
+
+@pytest.mark.slow
+def test_object_store_that_throttles_and_fails_all_the_time(place, digest):
+    """Of its answers one in five is an error, of either kind, from beginning to end."""
+    with S3Server() as server:
+        server.bucket("moody")
+        options = ("--objects", "s3://moody/here", "--s3-endpoint", server.endpoint)
+        moods, refused = random.Random(1), []
+
+        def refuse(method, path):
+            if moods.random() < 0.2:
+                refused.append(method)
+                slow, wrong = S3Fault(503, "SlowDown"), S3Fault(500, "InternalError")
+                raise slow if len(refused) % 2 else wrong
+
+        server.before = refuse
+        job = place.start(STEADY, *OPTIONS, *options, "--checkpoint-every", "0.2s", **CREDENTIALS)
+        ended = job.end(150).check(0)
+        assert len(refused) > 10
+        assert {"GET", "PUT"} <= set(refused)
+        assert ended.summary["weights_digest"] == digest
+        assert ended.summary["generations"] == 1
         place.check_nothing_is_left(10)
 
 

@@ -23,7 +23,8 @@ COVERED = [
     f"smlt/{path}.py"
     for path in (
         # Scheduler
-        "control/task_scheduler", "control/supervisor", "control/generation_view", "control/job",
+        "control/task_scheduler", "control/supervisor", "control/roll_call", "control/retries",
+        "control/generation_view", "control/job",
         # Aggregation
         "aggregation/step", "aggregation/transfer", "aggregation/collective",
         "aggregation/notices", "aggregation/window", "aggregation/wire",
@@ -31,7 +32,7 @@ COVERED = [
         "aggregation/session", "aggregation/rendezvous", "aggregation/exchange",
         "aggregation/group",
         # A rank
-        "worker/invocation", "worker/generation", "worker/loading", "worker/trainer",
+        "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
         "worker/ending", "worker/periodic_save", "worker/residuals", "worker/warm",
         # Checkpoints
         "io/checkpoint", "io/checkpoint_part", "io/manifest",
