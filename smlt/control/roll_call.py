@@ -57,6 +57,7 @@ class RollCall:
         self._due: dict[int, float] = {}
         """By rank: when to send for it, or to see whether it has come."""
         self._calls: Counter[int] = Counter()
+        self._refusals: dict[int, list[str]] = defaultdict(list)
         self._dead: dict[int, set[tuple[str, str]]] = defaultdict(set)
         self._failure: Failure | None = None
         self._gate = asyncio.Semaphore(_INVOKES)
@@ -74,7 +75,7 @@ class RollCall:
             if now >= self._next:
                 await self._call_who_is_due(now)
             await self._view.news_within(min(self._next, self._give_up) - self._clock())
-        return self._failure
+        return self._failure or self._still_refused()
 
     def died(self, invocation: Invocation) -> None:
         """Take in, once or more often, that one ended before anybody had claimed its rank."""
@@ -92,6 +93,13 @@ class RollCall:
             self._due[rank] = self._clock() + _BACKOFF_S * 2**deaths
             self._next = min(self._next, self._due[rank])
         self._view.notify()
+
+    def _still_refused(self) -> Failure | None:
+        """Say why, if there are ranks that Lambda has taken no event for to the last."""
+        for rank in self._missing:
+            if self._refusals[rank] and self._view.failure is None:
+                return Failure(kind="start", message=self._refusals[rank][-1], rank=rank)
+        return None
 
     def _is_over(self, now: float) -> bool:
         have_come = len(self._view.claims) >= self._world_size
@@ -115,34 +123,22 @@ class RollCall:
         self._next = min((self._due[rank] for rank in self._missing), default=self._give_up)
 
     async def _call(self, rank: int) -> None:
-        self._calls[rank] += 1
-        if self._calls[rank] > 1:
-            # Not worth a word to the user: it costs nothing but the time that it takes.
-            self._feed.event(
-                "called again",
-                generation=self._first.generation,
-                rank=rank,
-                calls=self._calls[rank],
-            )
-        async with self._gate:
-            await self._invoke(rank)
-
-    async def _invoke(self, rank: int) -> None:
+        function, generation = self._function, self._first.generation
         payload = {**self._first.to_dict(), "rank": rank}
-        function, delay = self._function, _BACKOFF_S
-        while self._failure is None and self._view.failure is None:
+        async with self._gate:
             try:
                 request_id = await self._cloud.invoke(function.name, function.version, payload)
             except CloudError as error:
                 # Throttled, or the service has a moment.
-                if self._clock() + delay > self._give_up:
-                    self._failure = Failure(kind="start", message=str(error), rank=rank)
-                    return
+                delay = _BACKOFF_S * 2.0 ** len(self._refusals[rank])
+                self._due[rank] = self._clock() + min(delay, _BACKOFF_LIMIT_S)
+                self._refusals[rank].append(str(error))
                 self._feed.notice(str(error))
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, _BACKOFF_LIMIT_S)
-            else:
-                self._invocations.sent(
-                    request_id, self._first.generation, rank, function.memory_mb, function.name
-                )
                 return
+        self._refusals.pop(rank, None)
+        self._invocations.sent(request_id, generation, rank, function.memory_mb, function.name)
+        self._calls[rank] += 1
+        if self._calls[rank] > 1:
+            # Not worth a word to the user: it costs nothing but the time that it takes.
+            calls = self._calls[rank]
+            self._feed.event("called again", generation=generation, rank=rank, calls=calls)

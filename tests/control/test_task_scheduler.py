@@ -397,6 +397,18 @@ def test_throttled_invocations_are_tried_again(town, undisturbed):
     assert any("TooManyRequests" in notice for notice in notices)
 
 
+def test_service_that_refuses_for_good_ends_the_job_in_its_own_words(town):
+    async def scenario():
+        job = town(limits=replace(QUICK, start_s=0.5))
+        job.cloud.refusals = 10**6
+        return await job.run(), job.cloud.invoked
+
+    outcome, invoked = asyncio.run(scenario())
+    assert (outcome.status, outcome.failure.kind, outcome.generations) == ("failed", "start", 3)
+    assert outcome.message.endswith("TooManyRequestsException: Rate exceeded (3 times)")
+    assert invoked == []
+
+
 def test_failure_that_passes_is_survived(town, undisturbed):
     async def scenario():
         job = town(params={"fail_at": 7, "fail_times": 1})
