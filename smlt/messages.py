@@ -294,8 +294,12 @@ class PhaseRecord(_Plain):
 
     @property
     def busy_s(self) -> float:
-        """Seconds in which anything went on at the rank; the rest it waited for others."""
-        return self.seconds - self.phases.get("wait", 0.0)
+        """What holds the rank up longest: its computing, or its link, one way or the other.
+
+        Waiting for others does not count, nor does what only owners of shards have to do.
+        """
+        computing = self.phases.get("compute", 0.0) + self.phases.get("apply", 0.0)
+        return max(computing, *(self.phases.get(name, 0.0) for name in ("UL-shard", "DL-grad")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

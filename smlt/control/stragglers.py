@@ -1,10 +1,10 @@
 """Find the ranks for which all others wait, and tell whether a new environment for them pays.
 
-A step is as fast as its slowest rank. What a rank is busy with is the time of a step in which
-anything goes on at it (``aggregation.phases``); the rest it waits for others. One that is busy for
-much longer than the median of the others, in step after step, sits on a poor machine or has got a
-larger share of the work. The first is mended by another environment, the second is not: so each
-rank gets a new one once.
+A step is as fast as its slowest rank. A rank is busy with a step for as long as it computes, or its
+link is in use for its own shards and means; the rest it waits for others. One that is busy for much
+longer than the median of the others, in step after step, sits on a poor machine or has got a larger
+share of the work. The first is mended by another environment, the second is not: so each rank gets
+a new one once.
 """
 
 from __future__ import annotations
