@@ -8,11 +8,12 @@ Uploads, reductions and downloads overlap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,8 @@ class AllReduce:
             async with asyncio.TaskGroup() as group:
                 # An abort also ends what waits for no notice: backward, or a store that hangs.
                 watching = group.create_task(self._transfer.notices.failed())
-                await self._take_part()
+                for part in [group.create_task(part) for part in self._parts()]:
+                    await part
                 watching.cancel()
         except ExceptionGroup as errors:
             # One cause ends the step; the others are its echoes.
@@ -112,13 +114,12 @@ class AllReduce:
         self._transfer.notices.forget(self._step)
         return self._result
 
-    async def _take_part(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for shard in range(self._plan.shards):
-                owns = self._plan.owner(shard) == self._rank
-                group.create_task(self._reduce(shard) if owns else self._contribute(shard))
-            if self._stale:
-                group.create_task(self._discard_stale())
+    def _parts(self) -> Iterator[Coroutine[Any, Any, None]]:
+        for shard in range(self._plan.shards):
+            owns = self._plan.owner(shard) == self._rank
+            yield self._reduce(shard) if owns else self._contribute(shard)
+        if self._stale:
+            yield self._discard_stale()
 
     async def _contribute(self, shard: int) -> None:
         """Put this rank's shard, then fetch the mean into its place."""

@@ -124,7 +124,7 @@ class ReplyReader:
             if self._end - self._start == SCRATCH_BYTES:
                 raise RespError(f"a line of the reply is longer than {SCRATCH_BYTES} bytes")
             return False
-        line = bytes(self._scratch[self._start : found])
+        line = bytes(self._text[self._start : found])
         self._start = found + 2
         self._element(line)
         return True

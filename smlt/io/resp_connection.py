@@ -71,7 +71,8 @@ class Connection:
         self.reader.expect(into=into, max_bytes=max_bytes)
         self.progress()
         self._silence_s = silence_s
-        self._watch = self._loop.call_later(silence_s, self._look)
+        if self._watch is None:
+            self._watch = self._loop.call_later(silence_s, self._look)
         try:
             await self._link.send(encode(commands))
             while self._wanted:
@@ -79,8 +80,6 @@ class Connection:
         except BaseException as exc:
             self.lose(exc if isinstance(exc, Exception) else ConnectionError("cut short"))
             raise
-        finally:
-            self._watch.cancel()
         return self._replies
 
     def attach(self, link: Link) -> None:
@@ -107,6 +106,8 @@ class Connection:
         if self._failure is not None:
             return
         self._failure = failure
+        if self._watch is not None:
+            self._watch.cancel()
         if self._link is not None:
             self._link.close()
         if self._waiter is not None and not self._waiter.done():
@@ -124,6 +125,10 @@ class Connection:
             self.wake()
 
     def _look(self) -> None:
+        """Look after the exchange under way: one timer outlives many exchanges."""
+        self._watch = None
+        if not self._wanted:
+            return
         left = self._progress + self._silence_s - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._look)
