@@ -167,6 +167,8 @@ class JobSpec(_Plain):
     shard_bytes: int = 4 << 20
     aggregators: int | None = None
     """Owners of shards (m); by default as many as there are ranks."""
+    tries_plans: bool = False
+    """Whether the first steps of a generation find out which shards and owners do best."""
     wire_dtype: str = "fp32"
     cache_node: str | None = None
     """The type of ElastiCache node that the parameter store is, if its hours are to be counted."""

@@ -31,9 +31,11 @@ class Aggregator:
         rank: of this process, from 0.
         world_size: how many ranks there are.
         time_limit_s: how long to wait for another rank, in seconds.
-        shard_mb: size of the shards, in MiB, in which float32 gradients travel; 4, on S3 32,
-            unless given.
-        aggregators: how many ranks reduce shards; all of them, on S3 a quarter, unless given.
+        shard_mb: size of the shards, in MiB, in which float32 gradients travel; on S3 32, unless
+            given.
+        aggregators: how many ranks reduce shards; on S3 a quarter of them, unless given. Elsewhere,
+            if neither is given, the first averages of each layout try a few ways, one average at a
+            time, and the best is kept.
         wire_dtype: ``"bf16"`` or ``"fp16"`` sends float32, float16 and bfloat16 gradients rounded,
             in half the bytes; what rounding takes away is added to the next gradient of the same
             names, shapes and dtypes.

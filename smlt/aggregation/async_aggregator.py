@@ -18,7 +18,7 @@ from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
 from smlt.aggregation.wire import check_dtype
-from smlt.config.sharding import sharding
+from smlt.config.sharding import is_open, sharding
 from smlt.errors import ConfigError
 from smlt.io.stores import open_parameter_store
 
@@ -61,16 +61,18 @@ class AsyncAggregator:
     ) -> None:
         url, job = options.text("url", url), options.text("job", job)
         rank, world_size = options.whole("rank", rank), options.whole("world_size", world_size)
-        shard_bytes, aggregators = sharding(
-            url,
-            world_size,
-            shard_mb=None if shard_mb is None else options.positive("shard_mb", shard_mb),
-            aggregators=None if aggregators is None else options.whole("aggregators", aggregators),
-        )
+        if shard_mb is not None:
+            shard_mb = options.positive("shard_mb", shard_mb)
+        if aggregators is not None:
+            aggregators = options.whole("aggregators", aggregators)
+        shard_bytes, owners = sharding(url, world_size, shard_mb=shard_mb, aggregators=aggregators)
         spec = SessionSpec(
             world_size=world_size,
             shard_bytes=shard_bytes,
-            aggregators=aggregators,
+            aggregators=owners,
+            tries_plans=is_open(
+                url, shard_mb=shard_mb, aggregators=aggregators, wire_dtype=wire_dtype
+            ),
             wire_dtype=check_dtype(wire_dtype),
         )
         limits = SessionLimits.of(
@@ -108,7 +110,10 @@ class AsyncAggregator:
         found = items(grads)
         for each in found:
             is_wide(each)
-        await self._next(lambda _, averaging: averaging.begin(found, counts))
+        await self._next(
+            lambda _, averaging: averaging.begin(found, counts),
+            is_trial=lambda averaging: averaging.is_trial,
+        )
 
     async def reduce_scatter(self, array: Any) -> NDArray[Any]:
         """See ``Aggregator.reduce_scatter``."""
@@ -156,11 +161,19 @@ class AsyncAggregator:
         if self._averaging is not None:
             self._averaging.owe(self._owed)
 
-    async def _next(self, begin: Callable[[Group, Averaging], Operation]) -> None:
+    async def _next(
+        self,
+        begin: Callable[[Group, Averaging], Operation],
+        is_trial: Callable[[Averaging], bool] = lambda _: False,
+    ) -> None:
         """Run the next operation; they begin in the order of the calls, and then overlap."""
         async with self._turn:
             group, averaging = await self._formed()
             operation = begin(group, averaging)
+            if is_trial(averaging):
+                # How the next one is done depends on how long this one takes.
+                await operation()
+                return
         await operation()
 
     async def _formed(self) -> tuple[Group, Averaging]:

@@ -20,6 +20,7 @@ from smlt.aggregation.arrays import (
 )
 from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.lanes import Readiness
+from smlt.aggregation.plan_trials import PlanTrials
 from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import UserError
@@ -36,6 +37,9 @@ class Averaging:
         self._agreed: set[str] = set()
         self._buffers: list[Flat] = []
         self._wires: dict[str, Wire] = {}
+        self._trials: dict[str, PlanTrials] = {}
+        self.is_trial = False
+        """Whether the operation that began last decides how the next ones are done."""
         self._owed_before: dict[str, Flat] = {}
 
     def begin(self, found: Sequence[Item], weight: float) -> Operation:
@@ -48,6 +52,7 @@ class Averaging:
         wide = [item for item in found if is_wide(item)]
         layout = layout_of(found)
         digest = layout_digest(layout)
+        self.is_trial = False
         calls: list[Operation] = []
         if digest not in self._agreed:
             self._agreed.add(digest)
@@ -86,7 +91,11 @@ class Averaging:
     def _average_narrow(self, found: list[Item], weight: float, digest: str) -> Operation:
         own = found[0].shared if len(found) == 1 and weight == 1.0 else None
         flat = self._buffer(sum(prod(item.shape) for item in found)) if own is None else own
-        plan = self._group.plan(flat.size)
+        if digest not in self._trials:
+            self._trials[digest] = self._group.trials(flat.size, tries=True)
+        trials = self._trials[digest]
+        self.is_trial = not trials.is_over
+        plan = trials.way.plan
         readiness = None if own is not None else Readiness()
         wire = self._wire(digest, flat.size)
         reduction = self._group.reduce_flat(
@@ -95,6 +104,7 @@ class Averaging:
             what=f"allreduce of layout {digest}",
             readiness=readiness,
             wire=wire,
+            trials=trials,
             lane=None if wire.dtype == LOSSLESS else int(digest, 16),
         )
         if readiness is None:

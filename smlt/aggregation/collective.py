@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from smlt.aggregation.notices import Notices
+from smlt.aggregation.plan_trials import TRANSFERS
 from smlt.aggregation.shard_plan import ShardPlan, plan_shards
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.transfer import Membership, Shard, Transfer
@@ -32,14 +33,16 @@ class Collective:
         flags: int,
         meta: Callable[[int], Meta],
         wire: Wire | None = None,
+        transfers: int = TRANSFERS,
         trace: bool = False,
     ) -> AllReduce:
         """Begin the all-reduce of a flat buffer; nothing moves until its shards are ready.
 
         ``weight`` is what the contribution, a sum, counts for; ``meta(shard)`` is asked when the
-        shard is ready. Without a ``wire`` values travel as they are. With ``trace`` the step's
-        phases keep every span.
+        shard is ready. Without a ``wire`` values travel as they are. At most ``transfers`` frames
+        are under way in each direction. With ``trace`` the step's phases keep every span.
         """
+        self._transfer.allow(transfers)
         reduction = AllReduce(
             self._transfer,
             plan,

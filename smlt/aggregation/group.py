@@ -20,8 +20,8 @@ from smlt.aggregation import exchange as parcels
 from smlt.aggregation.exchange import Bytes, Exchange
 from smlt.aggregation.folds import fold
 from smlt.aggregation.lanes import Flat, Lane, Readiness
+from smlt.aggregation.plan_trials import PlanTrials, trials_of
 from smlt.aggregation.session import Session
-from smlt.aggregation.shard_plan import ShardPlan, plan_shards
 from smlt.aggregation.step import Membership
 from smlt.aggregation.wire import Wire
 from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
@@ -120,15 +120,19 @@ class Group:
     def _awaited(self) -> str:
         return next((words for lane in self._lanes if (words := lane.notices.waiting_for)), "")
 
-    def plan(self, elements: int) -> ShardPlan:
-        """Return how a float32 buffer of this length is cut."""
+    def trials(self, elements: int, *, tries: bool = False) -> PlanTrials:
+        """Return in what ways a float32 buffer of this length is to be averaged, again and again.
+
+        With ``tries`` in several, if the session's settings leave it open.
+        """
         spec = self.session.spec
         owners = None if spec.aggregators is None else min(spec.aggregators, self.world_size)
-        return plan_shards(
+        return trials_of(
             elements,
-            world_size=self.world_size,
+            self.world_size,
             shard_bytes=spec.shard_bytes,
             aggregators=owners,
+            tries=tries and spec.tries_plans,
         )
 
     def reduce_flat(
@@ -140,17 +144,19 @@ class Group:
         readiness: Readiness | None = None,
         wire: Wire | None = None,
         lane: int | None = None,
+        trials: PlanTrials | None = None,
     ) -> Operation:
         """Replace ``flat`` on all ranks by the sum of all, divided by the sum of the weights.
 
         Without ``readiness`` all of it is ready. ``what`` describes the operation in words, equal
         on all ranks. Those of one ``wire`` go one after the other: in one ``lane``, a number that
-        is equal on all ranks.
+        is equal on all ranks. Those of the same ``trials`` do not overlap until these are over.
 
         Raises:
             SmltError: the session is over; what ``flat`` holds is undefined.
         """
-        plan = self.plan(flat.size)
+        trials = trials or self.trials(flat.size)
+        plan = trials.way.plan
         if readiness is None:
             readiness = Readiness()
             for shard in range(plan.shards):
@@ -161,7 +167,7 @@ class Group:
         turn = chain.next_turn()
         work = partial(
             chain.reduce,
-            *(turn, step, plan, flat),
+            *(turn, step, trials, flat),
             weight=weight,
             what=what,
             readiness=readiness,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.notices import Notices
-from smlt.aggregation.shard_plan import ShardPlan
+from smlt.aggregation.plan_trials import PlanTrials
 from smlt.aggregation.step import AllReduce, Membership
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError, UserError
@@ -74,7 +74,7 @@ class Lane:
         self,
         turn: Turn,
         step: int,
-        plan: ShardPlan,
+        trials: PlanTrials,
         flat: Flat,
         *,
         weight: float,
@@ -91,21 +91,25 @@ class Lane:
             UserError: other ranks do something else, by what they say of it.
         """
         # Metrics add up over ranks: if all said the same, there is one, with a count of all.
-        said = Meta(metrics={what: (1.0, 1.0)})
+        said = Meta(metrics={what: (1.0, 1.0), **trials.told()})
+        way = trials.way
         await turn.before.wait()
         try:
             check()
             reduction = self.collective.begin(
                 step,
-                plan,
+                way.plan,
                 flat,
                 weight=weight,
                 flags=0,
                 meta=lambda shard: Meta() if shard else said,
                 wire=wire,
+                transfers=way.transfers,
             )
             readiness.attach(reduction)
             result = await reduction.run()
+            trials.learn(result.metas[0].metrics)
+            trials.took(reduction.phases.stop())
         finally:
             turn.done.set()
         told = sorted(result.metas[0].metrics)

@@ -42,6 +42,8 @@ class SessionSpec:
     lanes: int = 2
     """Reductions under way at the same time."""
     wire_dtype: str = "fp32"
+    tries_plans: bool = False
+    """Whether the first averages of a layout find out which shards and owners do best."""
 
     def __post_init__(self) -> None:
         owners = self.world_size if self.aggregators is None else self.aggregators

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from smlt._core import codec
 from smlt.aggregation.notices import Arrival, Notices
 from smlt.aggregation.phases import DL_GRAD, DL_SHARD, UL_AGGR, UL_SHARD, Phases
+from smlt.aggregation.plan_trials import TRANSFERS
 from smlt.errors import FrameError, StoreFullError
 from smlt.io import frame
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ParameterStore
 
-# At most this many frames of one rank are under way in each direction.
-_TRANSFERS = 4
 # Below this size a hop to another thread costs more than the work. Above, hops cost CPU time
 # (a sixth at 4 MB) but keep the event loop moving frames: steps took 0.7 of the time.
 _OFFLOAD_BYTES = 256 << 10
@@ -62,9 +61,13 @@ class Transfer:
     def __init__(self, members: Membership, notices: Notices) -> None:
         self.members = members
         self.notices = notices
-        self._uploads = asyncio.Semaphore(_TRANSFERS)
-        self._downloads = asyncio.Semaphore(_TRANSFERS)
         self._spare: list[Room] = []
+        self.allow(TRANSFERS)
+
+    def allow(self, transfers: int) -> None:
+        """Have at most so many frames under way in each direction; between two steps."""
+        self._uploads = asyncio.Semaphore(transfers)
+        self._downloads = asyncio.Semaphore(transfers)
 
     async def put(
         self,

@@ -29,6 +29,18 @@ def lease(parameters: str | None) -> float:
     return S3_LEASE_S if is_billed(parameters) else LEASE_S
 
 
+def is_open(
+    parameters: str | None, *, shard_mb: float | None, aggregators: int | None, wire_dtype: str
+) -> bool:
+    """Whether the first steps may try several ways of cutting, and keep the best.
+
+    Not where the user has chosen; nor on S3, where a worse way costs money; nor on a lossy wire,
+    where what is owed of rounding lies with the owners, so that bits would depend on times.
+    """
+    given = shard_mb is not None or aggregators is not None
+    return not (given or is_billed(parameters) or wire_dtype != "fp32")
+
+
 def is_billed(parameters: str | None) -> bool:
     """Whether each request to the parameter store costs money."""
     return parameters is not None and parameters.startswith("s3://")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from smlt.config import TrainConfig
-from smlt.config.sharding import is_billed, sharding
+from smlt.config.sharding import is_billed, is_open, sharding
 from smlt.messages import EXACT, Limits, ResourcePlan
 
 _MB_PER_VCPU = 1769
@@ -50,6 +50,12 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
         "virtual_workers": config.streams,
         "shard_bytes": shard_bytes,
         "aggregators": aggregators,
+        "tries_plans": is_open(
+            config.parameters,
+            shard_mb=config.shard_mb,
+            aggregators=config.aggregators,
+            wire_dtype=config.wire_dtype,
+        ),
         "wire_dtype": config.wire_dtype,
         "cache_node": config.cache_node,
         "link_mbps": config.link_mbps,

@@ -13,7 +13,7 @@ from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.metric_sums import Metrics, added
 from smlt.aggregation.phases import APPLY, COMPUTE, Phases
-from smlt.aggregation.shard_plan import plan_shards
+from smlt.aggregation.plan_trials import trials_of
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError, StoreError
@@ -81,12 +81,14 @@ class Trainer:
         self._save = save
         self._keep_best = keep_best
         self._buffer = GradientBuffer(task.averaged())
-        self._plan = plan_shards(
+        self._trials = trials_of(
             self._buffer.flat.size,
-            world_size=collective.members.world_size,
+            collective.members.world_size,
             shard_bytes=spec.shard_bytes,
             aggregators=spec.aggregators,
+            tries=spec.tries_plans,
         )
+        self._plan = self._trials.way.plan
         self._buffer.partition(self._plan)
         self._tree = GradientTree(self._buffer, len(samples.portions))
         self._equal_at: int | None = None
@@ -143,8 +145,12 @@ class Trainer:
     async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
+        way = self._trials.way
+        if way.plan is not self._plan:
+            self._plan = way.plan
+            self._buffer.partition(way.plan)
         count = self._samples.count(slot)
-        metrics: Metrics = {}
+        metrics = self._trials.told()
         absent: frozenset[str] = frozenset()
 
         def meta(shard: int) -> Meta:
@@ -161,6 +167,7 @@ class Trainer:
             flags=int(flags),
             meta=meta,
             wire=self._wire,
+            transfers=way.transfers,
             trace=self._spec.trace,
         )
         phases = reduction.phases
@@ -172,6 +179,7 @@ class Trainer:
             self._buffer.finish(reduction.ready)
             reduction.ready(self._plan.shards - 1)
             result = await reducing
+            self._trials.learn(result.metas[-1].metrics)
             await self._compare(slot, result)
         finally:
             reducing.cancel()
@@ -302,6 +310,7 @@ class Trainer:
 
     def _record(self, slot: Slot, result: StepResult, phases: Phases) -> None:
         seconds = phases.stop()
+        self._trials.took(seconds)
         step = slot.trained + 1
         sent = Counter(self._generation.store.requests)
         told = PhaseRecord(
