@@ -1,6 +1,7 @@
 """Play whole jobs on simulated time, from 10 to 10,000 workers; docs/scaling.md reads the result.
 
-    python benchmarks/bench_scaling.py [--part fleets|schemes|plans|machines] [--chart PNG] [--json]
+    python benchmarks/bench_scaling.py [--part fleets|schemes|plans|doubling|machines] \\
+        [--chart PNG] [--json]
 
 Scheduler, supervisor and resource manager are the real ones; functions are simulated, at Lambda's
 prices, with cold starts, stragglers, deaths and the limit of 15 minutes (`scaling/fleet.py`).
@@ -116,6 +117,39 @@ def schemes(sizes: tuple[int, ...] = (10, 50, 100, 150, 200), steps: int = 40) -
     return {"link_s": float(at_once), "by_worker_s": float(by_worker), "rows": rows}
 
 
+DOUBLING = ((1500, 1024), (750, 2048), (375, 4096))
+
+
+def doubling(seeds: int = 3, deadline_s: float = 3600.0) -> dict[str, Any]:
+    """Compare likewise a job whose batch doubles twice: its work does, its exchange does not."""
+    sizes = [size for count, size in DOUBLING for _ in range(count)]
+    laws = {size: workload(size / 1024 * 30.0) for _, size in DOUBLING}
+    first = ResourcePlan(workers=8, memory_mb=1769)
+
+    def law(plan: ResourcePlan, step: int) -> float:
+        return laws[sizes[min(step, len(sizes) - 1)]](plan, step)
+
+    spec = JobSpec(target="t:T", virtual_workers=1024, most_workers=256)
+    fixed = {}
+    for plan in plans_of(plan_grid(spec, first)):
+        parts = [_by_hand(laws[size], plan, count) for count, size in DOUBLING]
+        fixed[plan] = sum(time for time, _ in parts), sum(usd for _, usd in parts)
+    best = min((p for p in fixed if fixed[p][0] <= deadline_s), key=lambda p: fixed[p][1])
+    played = [
+        play(
+            law, first, len(sizes), seed=seed, batches=DOUBLING, adapt=True, most_workers=256,
+            deadline_s=deadline_s,
+        )
+        for seed in range(seeds)
+    ]  # fmt: skip
+    return {
+        "deadline_s": deadline_s,
+        "best_fixed": {**best.to_dict(), "time_s": fixed[best][0], "usd": fixed[best][1]},
+        "arbitrary": {"time_s": fixed[first][0], "usd": fixed[first][1]},
+        "adaptive": [{**_figures(p), **p.plan.to_dict(), "decisions": p.decisions} for p in played],
+    }
+
+
 def plans(steps: int = 3000, seeds: int = 3) -> dict[str, Any]:
     """Compare the adaptive job with the best fixed plan of a grid, and with an arbitrary one."""
     law, first = workload(30.0), ResourcePlan(workers=8, memory_mb=1769)
@@ -219,7 +253,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"fleets": fleets, "schemes": schemes, "plans": plans, "machines": machines}
+PARTS = {
+    "fleets": fleets,
+    "schemes": schemes,
+    "plans": plans,
+    "doubling": doubling,
+    "machines": machines,
+}
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from smlt.control.performance_model import (
 )
 from smlt.control.plan_grid import plan_grid, plans_of
 from smlt.control.prices import read_prices
+from smlt.control.store_bill import wire_bytes
 from smlt.errors import TaskError
 from smlt.messages import JobSpec, ResourcePlan
 from smlt.worker.profile import Profile, ProfileRequest
@@ -151,9 +152,11 @@ class Planning:
             limit_s=_PROFILE_S if self._profile else 0.0 if self._measured else _GLANCE_S,
         )
         profile = _run(request, MB_PER_VCPU)
-        found = _as_measurements(profile, MB_PER_VCPU)
+        found = _as_measurements(profile, MB_PER_VCPU, self._wire_bytes(profile))
         if self._profile and (os.cpu_count() or 1) > 1:
-            twice = _as_measurements(_run(request, 2 * MB_PER_VCPU), 2 * MB_PER_VCPU)
+            twice = _as_measurements(
+                _run(request, 2 * MB_PER_VCPU), 2 * MB_PER_VCPU, self._wire_bytes(profile)
+            )
             # Slower with two threads: the cores have other work, and tell nothing of two vCPUs.
             found += [
                 two for one, two in zip(found, twice, strict=False) if two.step_s < one.step_s
@@ -163,7 +166,7 @@ class Planning:
                 workers=plan.workers,
                 memory_mb=plan.memory_mb,
                 samples=config.batch_size,
-                wire_bytes=profile.gradient_bytes,
+                wire_bytes=self._wire_bytes(profile),
             )
             found.append(Measurement(setting=setting, step_s=step_s))
         return profile, found
@@ -175,12 +178,16 @@ class Planning:
             known.append(f"steps timed here, of {timed} sizes")
         return " and ".join(known) or "a glance at some samples here; --profile looks closer"
 
+    def _wire_bytes(self, profile: Profile) -> float:
+        """A gradient as it travels, which may be in 16 bits."""
+        return wire_bytes(self._config.wire_dtype, profile.gradient_bytes)
+
     def _workload(self, profile: Profile, shard_bytes: int) -> Workload:
         return Workload(
             steps=sum(steps for steps, _ in profile.batches),
             batch_size=profile.batches[0][1],
             batches=profile.batches,
-            gradient_bytes=profile.gradient_bytes,
+            gradient_bytes=int(self._wire_bytes(profile)),
             shard_bytes=shard_bytes,
             evaluations=profile.evaluations,
             evaluation_s=profile.evaluation_s,
@@ -189,13 +196,11 @@ class Planning:
         )
 
 
-def _as_measurements(profile: Profile, memory_mb: int) -> list[Measurement]:
+def _as_measurements(profile: Profile, memory_mb: int, wire: float) -> list[Measurement]:
     """A rank of n computes on its share of the batch as one rank does on a batch of that size."""
     return [
         Measurement(
-            setting=Setting(
-                workers=1, memory_mb=memory_mb, samples=samples, wire_bytes=profile.gradient_bytes
-            ),
+            setting=Setting(workers=1, memory_mb=memory_mb, samples=samples, wire_bytes=wire),
             step_s=seconds,
         )
         for samples, seconds in profile.times

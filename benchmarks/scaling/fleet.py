@@ -12,7 +12,7 @@ import bisect
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,9 @@ class SimulatedFleet:
         rng: random.Random,
         *,
         steps: int,
+        batches: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """Take a job of so many steps; ``batches`` are steps and what each has of samples."""
         self.deaths = self.throttled = 0
         self._objects = objects
         self._store = store
@@ -105,6 +107,7 @@ class SimulatedFleet:
         self._weather = weather
         self._rng = rng
         self._steps = steps
+        self._batches = list(batches)
         self._ids = itertools.count()
         self._running = 0
         self._warm: Counter[int] = Counter()
@@ -228,7 +231,7 @@ class SimulatedFleet:
             max(1e-12, self._weather.deaths_per_hour * plan.workers / 3600)
         )
         await self._until(roster, self._now + self._some(load_s))
-        report = WorkerReport(rank=0, kind="plan", total_steps=self._steps)
+        report = WorkerReport(rank=0, kind="plan", total_steps=self._steps, batches=self._batches)
         await self._report(keys, report)
         records: list[dict[str, Any]] = []
         told = self._now
@@ -246,8 +249,9 @@ class SimulatedFleet:
             if roster.aborted:
                 return step, StepFlag(0)
             step += 1
+            size = self._batch(step) or state.spec.batch_size
             record = StepRecord(
-                step=step, epoch=0, loss=1.0, samples=state.spec.batch_size, seconds=seconds
+                step=step, epoch=0, loss=1.0, samples=size, seconds=seconds, batch_size=size
             )
             records.append(record.to_dict())
             reasons = roster.stop
@@ -261,6 +265,14 @@ class SimulatedFleet:
             if reasons:
                 return step, reasons
         return step, StepFlag(0)
+
+    def _batch(self, step: int) -> int:
+        """The samples of a step, counted from 1; 0 where all have the job's."""
+        for steps, size in self._batches:
+            if step <= steps:
+                return size
+            step -= steps
+        return 0
 
     async def _until(self, roster: _Roster, when: float) -> None:
         """Wait until then, but not after an abort."""

@@ -8,6 +8,7 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,13 @@ def play(
     weather: Weather | None = None,
     batch_size: int = 1024,
     virtual_workers: int = 1024,
+    batches: Sequence[tuple[int, int]] = (),
     **goals: Any,
 ) -> Played:
     """Run a job of so many steps to its end and return how it went.
 
-    ``goals`` are fields of a JobSpec: ``deadline_s``, ``budget_usd``, ``adapt``, ``most_workers``.
+    ``batches`` are numbers of steps, with the samples of each; ``goals`` are fields of a JobSpec:
+    ``deadline_s``, ``budget_usd``, ``adapt``, ``most_workers``.
     """
     most = max(first.workers, goals.get("most_workers", 1))
     heartbeat_s = max(1.0, most / _HEARTBEATS_PER_S)
@@ -77,18 +80,27 @@ def play(
     )
     began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="smlt-simulated-") as folder:
-        played = virtual_time.run(_play(Path(folder), spec, law, first, seed, weather or Weather()))
+        playing = _play(Path(folder), spec, law, first, seed, weather or Weather(), batches)
+        played = virtual_time.run(playing)
     return Played(**played, client_cpu_s=time.process_time() - began)
 
 
 async def _play(
-    folder: Path, spec: JobSpec, law: Law, first: ResourcePlan, seed: int, weather: Weather
+    folder: Path,
+    spec: JobSpec,
+    law: Law,
+    first: ResourcePlan,
+    seed: int,
+    weather: Weather,
+    batches: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     clock = asyncio.get_running_loop().time
     name = f"simulated-{next(_names)}"
     objects, store = MemoryObjectStore(name), MemoryParameterStore(name, clock)
     rng = random.Random(seed)
-    fleet = SimulatedFleet(objects, store, law, weather, rng, steps=spec.steps or 0)
+    fleet = SimulatedFleet(
+        objects, store, law, weather, rng, steps=spec.steps or 0, batches=batches
+    )
     (folder / "logs").mkdir()
     events = folder / "events.jsonl"
     feed = ProgressFeed(Progress(), EventLog(events), clock)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # SciPy is behind them, for which other commands need not wai
 
 PLANNED = (
     "target", "data", "params", "workers", "memory_mb", "deadline", "budget", "max_workers",
-    "prices", "epochs", "steps", "batch_size", "seed", "aggregators", "shard_mb",
+    "prices", "epochs", "steps", "batch_size", "seed", "aggregators", "shard_mb", "wire_dtype",
     "virtual_workers", "determinism", "run_dir", "json",
 )  # fmt: skip
 """The options of ``smlt train`` that a plan depends on."""

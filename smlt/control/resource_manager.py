@@ -110,7 +110,7 @@ class ResourceManager:
         if self._gradient_bytes and report.gradient_bytes != self._gradient_bytes:
             self._changed = "the model has grown"
         self._gradient_bytes = report.gradient_bytes
-        self._search.carries(wire_bytes(self._spec, report.gradient_bytes))
+        self._search.carries(wire_bytes(self._spec.wire_dtype, report.gradient_bytes))
 
     def begin(self, plan: ResourcePlan, now: float) -> None:
         """A generation is drawn with this plan."""

@@ -42,7 +42,9 @@ class StoreBill:
 
     def carries(self, gradient_bytes: int, workers: int) -> None:
         """A generation of so many workers has begun to exchange gradients of that size."""
-        self._cost = replace(self._cost, wire_bytes=wire_bytes(self._spec, gradient_bytes))
+        self._cost = replace(
+            self._cost, wire_bytes=wire_bytes(self._spec.wire_dtype, gradient_bytes)
+        )
         for each, count in ((_OF_A_GENERATION, 1), (_OF_A_RANK, workers)):
             self._puts += each[0] * count
             self._gets += each[1] * count
@@ -64,6 +66,6 @@ class StoreBill:
         )
 
 
-def wire_bytes(spec: JobSpec, gradient_bytes: int) -> float:
+def wire_bytes(wire_dtype: str, gradient_bytes: int) -> float:
     """Return how large a float32 gradient is as it travels."""
-    return gradient_bytes if spec.wire_dtype == "fp32" else gradient_bytes / 2
+    return gradient_bytes if wire_dtype == "fp32" else gradient_bytes / 2

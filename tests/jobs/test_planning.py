@@ -26,6 +26,14 @@ def test_a_plan_is_made_of_known_step_times_and_nothing_is_started(place):
     assert not (place.run / "jobs").exists()
 
 
+def test_gradients_in_16_bits_are_planned_as_half_the_bytes(place):
+    def planned(*more):
+        return place.smlt("plan", SMALL, *LONG, *KNOWN, "--json", *more).check(0).summary
+
+    full, half = planned(), planned("--wire-dtype", "bf16")
+    assert half["workload"]["gradient_bytes"] == full["workload"]["gradient_bytes"] / 2
+
+
 def test_a_goal_out_of_reach_is_said_and_s3_is_compared(place):
     ended = place.smlt("plan", SMALL, *LONG, *KNOWN, "--budget", "0.0001").check(0)
     assert "the budget of $0.0001 is out of reach: the cheapest" in ended.out
