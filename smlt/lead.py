@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from smlt.control.run_folder import RunFolder
 from smlt.control.store_bill import StoreBill
 from smlt.control.summary import summarise
 from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
-from smlt.errors import JobHeldError, StoreError, StoreFullError, UserError
+from smlt.errors import ConfigError, JobHeldError, StoreError, StoreFullError, UserError
 from smlt.io.keys import job_prefix
 from smlt.io.link_rate import paced
 from smlt.io.object_store import ObjectStore
@@ -97,7 +98,12 @@ class Lead:
             store=ParameterStorePrice.of(place.parameters, spec.cache_node),
             shard_bytes=spec.shard_bytes,
         )
-        stores = StoreBill(spec, cost, objects.url)
+        stores = None
+        try:
+            stores = StoreBill(spec, cost, objects.url)
+        except ConfigError as error:
+            cost = replace(cost, store=ParameterStorePrice())
+            progress.notices.append(f"what stores cost is not counted: {error}")
         feed = ProgressFeed(progress, EventLog(folder.events), stores=stores)
         functions = Functions(place.make)
         await functions.of(job.state.plan.memory_mb)

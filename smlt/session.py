@@ -72,7 +72,9 @@ class Session(Lead):
                 f"there is no folder to watch: give one with --data, or make {target.folder}/data"
             )
         artifact_manager.check_weights(config.init_from)
-        read_prices(config.prices)
+        prices = read_prices(config.prices)
+        if config.cache_node is not None:
+            prices.rate("elasticache", "nodes", config.cache_node)
         run_dir = config.run_dir.resolve()
         skip = [run_dir, data or target.folder / "data"]
         package = await asyncio.to_thread(self._pack, target, data, skip)

@@ -31,7 +31,11 @@ class StoreBill:
         objects_url: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin to count; ``cost`` tells what the parameter store is."""
+        """Begin to count; ``cost`` tells what the parameter store is.
+
+        Raises:
+            ConfigError: there is no price of one of the stores.
+        """
         self._spec = spec
         self._cost = cost
         self._objects: S3Class | None = s3_class(objects_url)
@@ -39,6 +43,10 @@ class StoreBill:
         self._began = clock()
         self._moved_usd = 0.0
         self._puts = self._gets = 0
+        replace(cost, wire_bytes=1).moving(2)
+        self._per_second = cost.store.per_second(cost.prices)
+        if self._objects is not None:
+            s3_cost(self._objects, prices=cost.prices)
 
     def carries(self, gradient_bytes: int, workers: int) -> None:
         """A generation of so many workers has begun to exchange gradients of that size."""
@@ -57,7 +65,7 @@ class StoreBill:
     def usd(self) -> float:
         """All of it so far, in US dollars."""
         seconds, prices = self._clock() - self._began, self._cost.prices
-        usd = self._moved_usd + seconds * self._cost.store.per_second(prices)
+        usd = self._moved_usd + seconds * self._per_second
         if self._objects is None:
             return usd
         renewed = seconds * RENEWALS / self._spec.limits.hold_s

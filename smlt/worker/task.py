@@ -87,7 +87,6 @@ class Task(Protocol):
         Call ``ready(name)`` as soon as a view is final (optional), so that it can be sent while
         the rest is computed. May be called several times in a step, each time with other samples
         and views, and must not change the state: every call begins from that of the step's start.
-        ``samples`` may be empty.
         """
         ...
 

@@ -210,7 +210,11 @@ class Trainer:
                 # Transforms and the model draw from the same freshly seeded generators.
                 self._task.seed_generators(self._seed(portion))
                 samples = self._samples.training()
-                contribution = self._task.gradients(samples, *self._tree.leaf(index, ready))
+                into = self._tree.leaf(index, ready)
+                if samples:
+                    contribution = self._task.gradients(samples, *into)
+                else:  # the last batch of an epoch may be too short for every portion
+                    contribution = Contribution(0.0, frozenset(self._buffer.names))
                 self._tree.add(index)
                 absent.append(contribution.absent)
                 metrics.append(self._own_metrics(slot, contribution, portion))

@@ -146,3 +146,13 @@ def test_a_job_killed_whole_right_after_growing_grows_again_from_the_same_state(
     outcome, weights = asyncio.run(scenario())
     assert outcome.generations > 1 + len(GROWTH)
     assert np.array_equal(weights, undisturbed)
+
+
+def test_no_rank_is_asked_for_the_gradient_of_nothing(tmp_path):
+    """The last batch of an epoch has 6 samples, and three ranks share 16 virtual workers."""
+    town = Town(tmp_path, batch_size=45, epochs=2)
+    text = (tmp_path / "drift.py").read_text()
+    asked = "        for x in samples:"
+    (tmp_path / "drift.py").write_text(text.replace(asked, f"        assert samples\n{asked}"))
+    assert asyncio.run(town.run()).status == "completed"
+    assert [step["samples"] for step in town.events("step")] == [45, 45, 6] * 2

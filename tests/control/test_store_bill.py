@@ -10,6 +10,7 @@ from smlt.control.prices import read_prices
 from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.store_bill import StoreBill
+from smlt.errors import ConfigError
 from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
 
 SPEC = JobSpec(target="t:T", batch_size=64)
@@ -86,6 +87,16 @@ def test_a_bucket_for_objects_is_paid_for_by_generations_and_for_the_lease():
     clock.now += 3600
     # The lease of 6 s is renewed every 1.5 s.
     assert found.usd - before == pytest.approx(2400 * 0.000005)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "node"), [("rediss://a", "cache.none"), ("s3://fast--x-s3", None)]
+)
+def test_a_store_without_a_price_is_told_before_anything_is_counted(parameters, node):
+    prices = read_prices(region="eu-west-1")  # knows nodes and Express no more than the first
+    cost = StepCost(prices=prices, store=ParameterStorePrice.of(parameters, node))
+    with pytest.raises(ConfigError, match=r"there is no price of eu-west-1"):
+        StoreBill(SPEC, cost, DIRECTORY)
 
 
 def test_it_is_part_of_what_a_job_has_spent(tmp_path):
