@@ -54,9 +54,10 @@ def test_a_deadline_alone_is_met(place):
     )
     assert summary["state"] == "completed"
     assert summary["seconds"] <= 240
-    # It costs least: functions share two cores here, so that one is as fast as several.
-    assert summary["workers"] <= 4
-    assert any(reason.startswith("trying") for reason in told(job, "plan", "reason"))
+    # Going over to another plan takes seconds: it is done only if the steps that are left repay it.
+    tried = told(job, "plan", "reason")
+    assert all(reason.startswith("trying") or "of those tried" in reason for reason in tried)
+    assert len(job.events("generation")) == 1 + len(tried)
 
 
 def test_a_budget_alone_is_never_crossed(place):
