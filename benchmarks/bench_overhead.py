@@ -116,9 +116,9 @@ HEAD = """# What it costs that nothing is lost
 
 `python benchmarks/bench_overhead.py --write`: an undisturbed job on the embedded Lambda (a
 perceptron of 4.2 million weights and Adam, so 50 MB of state; batches of 256 for each worker), a
-checkpoint a minute, a digest of
-the state compared every 50 steps. CPU time from spans, as a share of all CPU time of workers and
-client.
+checkpoint a minute, a digest of the state compared every 50 steps. CPU time from spans, as a share
+of all CPU time of workers and client. The job has a deadline, so a resource manager is among what
+the client does.
 
 """
 
