@@ -171,7 +171,12 @@ class SimulatedFleet:
             guard=keys.marker,
             ttl_s=_FOREVER_S,
             stream=keys.control,
-            fields={"event": b"claimed", "rank": b"%d" % task.rank},
+            fields={
+                "event": b"claimed",
+                "rank": b"%d" % task.rank,
+                "request": started.request_id.encode(),
+                "stream": started.request_id.encode(),
+            },
         )
 
     async def _follow(self, keys: GenerationKeys, roster: _Roster) -> None:
