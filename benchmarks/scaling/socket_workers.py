@@ -49,7 +49,9 @@ class Fleet:
     async def work(self, task: WorkerTask) -> None:
         keys = GenerationKeys(task.job_id, task.generation)
         async with open_parameter_store(self._url, time_limit_s=60) as store:
-            claim = {"event": b"claimed", "rank": b"%d" % task.rank}
+            # One log stream each; nothing here asks what is in it.
+            own = b"worker-%d" % task.rank
+            claim = {"event": b"claimed", "rank": b"%d" % task.rank, "request": own, "stream": own}
             await store.first(
                 keys.claim(task.rank),
                 os.urandom(8),
