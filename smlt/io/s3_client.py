@@ -212,8 +212,13 @@ class S3Client:
 
 
 def date_of(answer: Mapping[str, Any]) -> float:
-    """Return when S3 answered, by its clock, in seconds since 1970; it tells whole ones."""
-    date = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
+    """Return when S3 answered, by its clock, in seconds since 1970; it tells whole ones.
+
+    By ours, where a compatible service does not tell.
+    """
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if date is None:
+        return time.time()
     return email.utils.parsedate_to_datetime(date).timestamp()
 
 
