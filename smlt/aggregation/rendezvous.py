@@ -306,11 +306,21 @@ class Rendezvous:
     def _disagreement(self, theirs: SessionSpec, sign: Sign) -> ConfigError:
         ours = asdict(self._spec)
         name, value = next((n, v) for n, v in asdict(theirs).items() if ours[n] != v)
+        if name == "tries_plans":
+            return ConfigError(
+                f"job {self._job!r} runs {_sizes_given(tries=value)} (rank {sign.rank},"
+                f" {sign.where}), but rank {self._sign.rank} {_sizes_given(tries=ours[name])}: give"
+                " them to all ranks or to none, or this run another name"
+            )
         return ConfigError(
             f"job {self._job!r} runs with {name}={value} (rank {sign.rank}, {sign.where}), but rank"
             f" {self._sign.rank} says {name}={ours[name]}: give all ranks the same, or this run"
             " another name"
         )
+
+
+def _sizes_given(*, tries: bool) -> str:
+    return "without shard_mb or aggregators" if tries else "with shard_mb or aggregators"
 
 
 def _founding(data: bytes) -> tuple[int, SessionSpec]:
