@@ -313,7 +313,7 @@ def test_rank_whose_event_was_lost_is_sent_for_again(town, undisturbed):
     assert not any(result["status"] == "not needed" for result in job.cloud.results)
 
 
-@pytest.mark.parametrize("deaths", [2, 3])
+@pytest.mark.parametrize("deaths", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_rank_that_dies_before_it_claims_is_sent_for_again_but_not_for_ever(
     town, undisturbed, deaths
 ):
