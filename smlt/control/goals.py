@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from smlt.messages import JobSpec, ResourcePlan, StepFlag
 
+if TYPE_CHECKING:  # the command line uses this too, and need not wait for NumPy
+    import numpy as np
+    from numpy.typing import NDArray
+
+    T = TypeVar("T", float, NDArray[np.float64])
+
 TIME, COST = "time", "cost"
-T = TypeVar("T", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from smlt.aws.bundles import bundle_list, make_bundle, upload_bundles
+from smlt.aws.bundles import bundle_list, make_bundle
 from smlt.aws.wheels import Wheel
 from smlt.errors import StoreError
 from smlt.io.directory import DirectoryStore
-from smlt.io.keys import bundle_key
+from smlt.io.keys import bundle_key, bundle_list_key
 from smlt.worker.packages import ensure_packages
 from tests.aws.conftest import write_wheel
 
@@ -31,9 +31,12 @@ def deployed(tmp_path):
         write_wheel(tmp_path, "plain", "2.0", {"plain.py": "words = 'a' * 3"}),
     ]
     bundles = [make_bundle(Wheel(path), tmp_path / "cache") for path in wheels]
-    asyncio.run(upload_bundles(store, bundles))
     listed = bundle_list([bundle for bundle, _ in bundles])
-    yield store, hashlib.sha256(listed).hexdigest(), [bundle for bundle, _ in bundles]
+    digest = hashlib.sha256(listed).hexdigest()
+    for bundle, path in bundles:
+        asyncio.run(store.put_file(bundle_key(bundle.sha256), path))
+    asyncio.run(store.put(bundle_list_key(digest), listed))
+    yield store, digest, [bundle for bundle, _ in bundles]
     sys.path[:] = [entry for entry in sys.path if "smlt-packages" not in entry]
     for name in ("bulky", "plain"):
         sys.modules.pop(name, None)
