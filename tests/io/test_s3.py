@@ -126,11 +126,11 @@ def test_a_writer_that_lost_is_not_taken_for_the_winner(moto, bucket):
 
 
 def test_a_service_that_stays_busy_is_given_up_in_time(moto, bucket):
-    store = connect(bucket, time_limit_s=1.0)
+    store = connect(bucket, time_limit_s=3.0)
 
     async def scenario():
         each_request(moto, Fault(503, "SlowDown"), times=1000)
-        with pytest.raises(StoreUnreachableError, match=r"within 1 s: it answers SlowDown"):
+        with pytest.raises(StoreUnreachableError, match=r"within 3 s: it answers SlowDown"):
             await store.put("k", b"x")
         assert store.requests["PutObject"] >= 3
 
@@ -202,7 +202,7 @@ class TestLargeObjects:
         run(scenario, store)
 
     def test_an_upload_of_a_file_that_was_cut_goes_on_where_it_was(self, moto, bucket, tmp_path):
-        store = connect(bucket, time_limit_s=0.5)
+        store = connect(bucket, time_limit_s=3.0)
         size = (4 * 5 << 20) + 12_345
         whole = random.Random(3).randbytes(size)
         (tmp_path / "file").write_bytes(whole)
@@ -352,9 +352,9 @@ class TestWhatIsSaid:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             endpoint = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        error = self.failure(connect(f"s3://bucket?endpoint={endpoint}", time_limit_s=0.5))
+        error = self.failure(connect(f"s3://bucket?endpoint={endpoint}", time_limit_s=3.0))
         assert isinstance(error, StoreUnreachableError)
-        assert f"{endpoint} does not do it within 0.5 s: no connection can be made" in str(error)
+        assert f"{endpoint} does not do it within 3 s: no connection can be made" in str(error)
 
     def test_a_service_that_is_silent_is_given_up(self):
         with socket.create_server(("127.0.0.1", 0)) as sock:
