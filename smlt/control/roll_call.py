@@ -104,7 +104,7 @@ class RollCall:
     def _is_over(self, now: float) -> bool:
         have_come = len(self._view.claims) >= self._world_size
         failed = self._view.failure is not None or self._failure is not None
-        return have_come or failed or now > self._give_up
+        return have_come or failed or now >= self._give_up
 
     @property
     def _missing(self) -> list[int]:

@@ -11,7 +11,6 @@ import itertools
 import numpy as np
 
 from smlt.aggregation.step import AllReduce
-from smlt.control import supervisor
 from smlt.control.job import Job
 from smlt.errors import StoreLostError
 from smlt.io.checkpoint import CheckpointWriter
@@ -164,11 +163,6 @@ def fence_that_is_open(patch):
     patch.setattr(SimulatedObjects, "put", blind_put)
 
 
-def exact_roster_of_any_number(patch):
-    """Where a rank has not come, those that have are not cut to a power of two."""
-    patch.setattr(supervisor, "power_of_two", lambda workers: workers)
-
-
 def leaving_without_a_manifest(patch):
     """A rank leaves when it has written its own part, and trusts that somebody commits."""
 
@@ -191,7 +185,6 @@ PLANTED = [
     marker_that_nobody_checks,
     lead_that_is_taken_at_once,
     fence_that_is_open,
-    exact_roster_of_any_number,
     leaving_without_a_manifest,
 ]
 
