@@ -22,7 +22,8 @@ from smlt.control.job import Job
 from smlt.control.lambda_client import LogEvent
 from smlt.errors import CloudError
 from smlt.io.keys import GenerationKeys, JobObjects
-from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
+from smlt.io.memory_objects import MemoryObjectStore
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.messages import (
     JobState,
     RankState,

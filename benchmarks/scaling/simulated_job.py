@@ -25,7 +25,9 @@ from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.resource_manager import ResourceManager
 from smlt.control.task_scheduler import TaskScheduler
-from smlt.io.memory import MemoryObjectStore, MemoryParameterStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_objects import MemoryObjectStore
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.messages import JobSpec, Limits, ResourcePlan
 
 _names = itertools.count()

@@ -12,7 +12,8 @@ from smlt.errors import ConfigError
 from smlt.io.cluster import ClusterStore
 from smlt.io.directory import DirectoryStore
 from smlt.io.link_rate import LinkRate, take_rate
-from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
+from smlt.io.memory_objects import MemoryObjectStore
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.resp_links import connect

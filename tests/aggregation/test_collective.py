@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smlt.io.frame import Meta
-from smlt.io.memory import MemoryParameterStore
+from smlt.io.memory_parameters import MemoryParameterStore
 from tests.aggregation.worlds import Case, MeddledStore, eventually, memory_store, world
 
 

@@ -21,7 +21,8 @@ from smlt.errors import (
     StoreLostError,
 )
 from smlt.io.frame import Meta
-from smlt.io.memory import MemoryParameterStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.parameter_store import CARRIED
 from tests.aggregation.worlds import Case, MeddledStore, world
 

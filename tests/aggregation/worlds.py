@@ -17,7 +17,7 @@ from smlt.aggregation.transfer import Membership
 from smlt.errors import AbortedError
 from smlt.io.frame import Meta
 from smlt.io.keys import GenerationKeys
-from smlt.io.memory import MemoryParameterStore
+from smlt.io.memory_parameters import MemoryParameterStore
 
 _numbers = itertools.count()
 FOREVER_S = 600.0

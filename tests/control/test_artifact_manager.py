@@ -12,7 +12,7 @@ from smlt.control import artifact_manager
 from smlt.control.artifact_manager import CodePackage, locate, pack_code, upload_data
 from smlt.control.run_folder import RunFolder
 from smlt.errors import ConfigError, TaskError
-from smlt.io.memory import MemoryObjectStore
+from smlt.io.memory_objects import MemoryObjectStore
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from smlt.control.artifact_manager import upload_data
 from smlt.control.bursts import WatchedFolder, with_more_data
 from smlt.io.keys import JobObjects
-from smlt.io.memory import MemoryObjectStore
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import read_weights
 from smlt.messages import JobSpec, Origin
 from smlt.worker.sample_order import SampleOrder

@@ -13,7 +13,8 @@ from smlt.control.gateway_store import GatewayStore
 from smlt.control.lambda_client import Answer
 from smlt.errors import CloudError, ConfigError, StoreError, StoreLostError, StoreUnreachableError
 from smlt.io import gateway
-from smlt.io.memory import MemoryParameterStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.parameter_store import Notice
 
 URL = "redis://private:6379"

@@ -15,7 +15,7 @@ from smlt.control.resource_manager import Decision, ResourceManager
 from smlt.control.stragglers import MULTIPLE
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
-from smlt.io.memory import forget
+from smlt.io.memory_contents import forget
 from smlt.io.weights import read_weights
 from smlt.messages import JobSpec, ResourcePlan
 from smlt.worker import numerics

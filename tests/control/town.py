@@ -16,7 +16,8 @@ from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.task_scheduler import TaskScheduler
 from smlt.io.keys import JobObjects
-from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
+from smlt.io.memory_objects import MemoryObjectStore
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.weights import read_weights
 from smlt.messages import JobSpec, Limits, ResourcePlan
 from smlt.worker.sample_order import SampleOrder

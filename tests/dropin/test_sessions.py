@@ -24,7 +24,7 @@ from smlt.errors import (
     StoreUnreachableError,
     UserError,
 )
-from smlt.io import memory
+from smlt.io.memory_contents import forget
 from tests.io.servers import ValkeyServer
 
 PROCESS = """
@@ -424,7 +424,7 @@ def test_a_store_that_was_emptied_in_memory_is_told(ranks):
     def act(aggregator, rank):
         step(aggregator, rank)
         if barrier.wait(10) == 0:
-            memory.forget(ranks.job)
+            forget(ranks.job)
         barrier.wait(10)
         return step(aggregator, rank)
 

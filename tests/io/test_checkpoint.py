@@ -18,7 +18,8 @@ from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.directory import DirectoryStore
 from smlt.io.keys import JobObjects
-from smlt.io.memory import MemoryObjectStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.state_digest import LEAF_BYTES, StateLayout, state_digest, weights_digest
 from smlt.io.tensor import Tensor
 from smlt.messages import Position

@@ -11,7 +11,9 @@ from object_store_contract import ObjectStoreContract
 from parameter_store_contract import ParameterStoreContract, mark, put
 
 from smlt.errors import StoreLostError
-from smlt.io.memory import MemoryObjectStore, MemoryParameterStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_objects import MemoryObjectStore
+from smlt.io.memory_parameters import MemoryParameterStore
 
 _numbers = itertools.count()
 

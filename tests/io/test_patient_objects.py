@@ -9,7 +9,8 @@ from object_store_contract import ObjectStoreContract
 
 from smlt.errors import NotFoundError, PreconditionError, StoreUnreachableError
 from smlt.io import patient_objects
-from smlt.io.memory import MemoryObjectStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.patient_objects import PatientObjects
 
 

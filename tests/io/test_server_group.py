@@ -10,7 +10,8 @@ from parameter_store_contract import FOREVER, ParameterStoreContract, keys_of, m
 from servers import ValkeyServer, eventually
 
 from smlt.errors import ConfigError, StoreLostError, StoreUnreachableError
-from smlt.io.memory import MemoryParameterStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.server_group import ServerGroup
 from smlt.io.stores import open_parameter_store
 

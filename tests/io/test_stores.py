@@ -6,7 +6,8 @@ import pytest
 
 from smlt.errors import ConfigError
 from smlt.io.directory import DirectoryStore
-from smlt.io.memory import MemoryObjectStore, MemoryParameterStore
+from smlt.io.memory_objects import MemoryObjectStore
+from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.server_address import ServerAddress, server_urls
 from smlt.io.stores import open_object_store, open_parameter_store
 from smlt.io.valkey import ValkeyStore

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 
 from smlt.errors import CheckpointError, NotFoundError, StoreError
-from smlt.io.memory import MemoryObjectStore, forget
+from smlt.io.memory_contents import forget
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.tensor import NUMPY_DTYPES, Tensor
 from smlt.io.weights import (
     pack_weights,

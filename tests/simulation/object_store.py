@@ -6,7 +6,7 @@ import asyncio
 import json
 
 from smlt.errors import StoreUnreachableError
-from smlt.io.memory import MemoryObjectStore
+from smlt.io.memory_objects import MemoryObjectStore
 from tests.simulation.loop import PROCESS
 
 PATIENCE_S = 6.0

@@ -7,7 +7,7 @@ from functools import lru_cache
 from smlt.control.job import Job
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
-from smlt.io.memory import MemoryObjectStore
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.parameter_store import CARRIED
 from smlt.io.weights import read_weights
 from smlt.messages import Position

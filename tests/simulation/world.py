@@ -10,7 +10,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smlt.io.memory import _CONTENTS, MemoryObjectStore
+from smlt.io.memory_contents import CONTENTS
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import save_weights
 from tests.simulation.clients import Clients
 from tests.simulation.cloud import SimulatedCloud, open_store
@@ -117,7 +118,7 @@ class World:
             self.violated(str(error))
         finally:
             self._bury()
-            _CONTENTS.pop(self.name, None)
+            CONTENTS.pop(self.name, None)
         return Result(
             self.plan.seed,
             self.violations,

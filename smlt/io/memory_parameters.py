@@ -1,152 +1,19 @@
-"""Both stores in the memory of one process: for tests, simulation and a single rank."""
+"""A parameter store in the memory of one process: for tests, simulation and a single rank."""
 
 from __future__ import annotations
 
 import asyncio
 import bisect
 import contextlib
-import itertools
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-import xxhash
-
-from smlt.errors import FrameError, NotFoundError, PreconditionError, StoreLostError
-from smlt.io.object_store import (
-    Bytes,
-    Moved,
-    ObjectInfo,
-    ObjectStore,
-    check_key,
-    ignore,
-    pieces,
-)
+from smlt.errors import FrameError, StoreLostError
+from smlt.io.memory_contents import Stream, contents_of
+from smlt.io.object_store import pieces
 from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
 
 Clock = Callable[[], float]
-
-
-@dataclass(slots=True)
-class _Stream:
-    ids: list[int] = field(default_factory=list)
-    notices: list[Mapping[str, bytes]] = field(default_factory=list)
-    expires: float = float("inf")
-
-
-@dataclass(slots=True)
-class _Contents:
-    """What all clients of one name share; guarded by the lock, since loops may be in threads."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    values: dict[str, tuple[bytes, float]] = field(default_factory=dict)
-    streams: dict[str, _Stream] = field(default_factory=dict)
-    waiting: dict[asyncio.Future[None], None] = field(default_factory=dict)
-    """In the order in which they are woken: simulated runs must not depend on addresses."""
-    ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-
-
-_CONTENTS: dict[str, _Contents] = {}
-
-
-def forget(name: str) -> None:
-    """Empty the stores of this name, as a server does that was restarted."""
-    contents = _contents(name)
-    with contents.lock:
-        contents.objects.clear()
-        contents.values.clear()
-        contents.streams.clear()
-
-
-def _contents(name: str) -> _Contents:
-    return _CONTENTS.setdefault(name, _Contents())
-
-
-class MemoryObjectStore(ObjectStore):
-    """An object store that lives as long as the process; clients of one name share it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._contents = _contents(name)
-
-    @property
-    def url(self) -> str:
-        return f"memory://{self._name}"
-
-    async def close(self) -> None:
-        """Do nothing: the contents belong to all clients of the name."""
-
-    async def get(self, key: str) -> tuple[bytes, str]:
-        data = self._read(key)
-        return data, _etag(data)
-
-    async def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._read(key)[start : start + length]
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Do what ``get_range`` does, for readers that have a thread of their own."""
-        return self._read(key)[start : start + length]
-
-    def _read(self, key: str) -> bytes:
-        check_key(key)
-        try:
-            return self._contents.objects[key]
-        except KeyError:
-            raise NotFoundError(
-                f"cannot read {key} in {self.url}: there is no such object"
-            ) from None
-
-    async def head(self, key: str) -> ObjectInfo | None:
-        check_key(key)
-        data = self._contents.objects.get(key)
-        return None if data is None else ObjectInfo(key, len(data))
-
-    async def put(
-        self,
-        key: str,
-        data: Bytes | Sequence[Bytes],
-        *,
-        if_absent: bool = False,
-        if_match: str = "",
-    ) -> str:
-        check_key(key)
-        joined = b"".join(pieces(data))
-        with self._contents.lock:
-            current = self._contents.objects.get(key)
-            if if_absent and current is not None:
-                raise PreconditionError(f"{key} in {self.url} exists already")
-            if if_match and (current is None or _etag(current) != if_match):
-                raise PreconditionError(f"{key} in {self.url} was changed by another writer")
-            self._contents.objects[key] = joined
-        return _etag(joined)
-
-    async def put_file(self, key: str, path: Path, moved: Moved = ignore) -> None:
-        check_key(key)
-        if key in self._contents.objects:
-            return
-        try:
-            data = await asyncio.to_thread(path.read_bytes)
-        except FileNotFoundError as exc:
-            raise NotFoundError(f"cannot store {path}: there is no such file") from exc
-        await self.put(key, data)
-        moved(len(data))
-
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        for key in sorted(key for key in self._contents.objects if key.startswith(prefix)):
-            data = self._contents.objects.get(key)
-            if data is not None:
-                yield ObjectInfo(key, len(data))
-
-    async def delete(self, key: str) -> None:
-        check_key(key)
-        self._contents.objects.pop(key, None)
-
-    def local_path(self, key: str) -> Path | None:
-        check_key(key)
-        return None
 
 
 class MemoryParameterStore(ParameterStore):
@@ -159,7 +26,7 @@ class MemoryParameterStore(ParameterStore):
     def __init__(self, name: str, clock: Clock = time.monotonic) -> None:
         self._name = name
         self._clock = clock
-        self._contents = _contents(name)
+        self._contents = contents_of(name)
 
     @property
     def url(self) -> str:
@@ -302,7 +169,7 @@ class MemoryParameterStore(ParameterStore):
     ) -> None:
         stream = self._contents.streams.get(name)
         if stream is None or stream.expires <= self._clock():
-            stream = self._contents.streams[name] = _Stream()
+            stream = self._contents.streams[name] = Stream()
         stream.expires = self._clock() + ttl_s
         stream.ids.append(next(self._contents.ids))
         stream.notices.append(dict(fields))
@@ -351,7 +218,3 @@ def _wake(news: asyncio.Future[None]) -> None:
         resolve()
     elif not loop.is_closed():
         loop.call_soon_threadsafe(resolve)
-
-
-def _etag(data: bytes) -> str:
-    return str(xxhash.xxh3_128_hexdigest(data))
