@@ -13,10 +13,11 @@ import smlt
 from smlt.aggregation.notices import Notices
 from smlt.io.valkey import ValkeyStore
 from smlt.worker import divergence
+from smlt.worker.divergence_watch import DivergenceWatch
 from smlt.worker.ending import Ending
 from smlt.worker.generation import Generation
 from smlt.worker.periodic_save import PeriodicSave
-from smlt.worker.trainer import Trainer
+from smlt.worker.step_reports import StepReports
 
 WATCHED = [
     (Generation, "_renew", "leases and heartbeats"),
@@ -27,9 +28,9 @@ WATCHED = [
     (PeriodicSave, "_save", "checkpoints"),
     (Ending, "save", "checkpoints"),
     (divergence, "digests_of", "divergence alarm"),
-    (Trainer, "_compare", "divergence alarm"),
-    (Trainer, "_record", "reports"),
-    (Trainer, "_report", "reports"),
+    (DivergenceWatch, "compare", "divergence alarm"),
+    (StepReports, "record", "reports"),
+    (StepReports, "send", "reports"),
     (Generation, "report", "reports"),
 ]
 SAMPLES = 4096

@@ -5,38 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.metric_sums import Metrics, added
-from smlt.aggregation.phases import APPLY, COMPUTE, Phases
+from smlt.aggregation.phases import APPLY, COMPUTE
 from smlt.aggregation.plan_trials import trials_of
+from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
-from smlt.messages import JobSpec, PhaseRecord, StepFlag, StepRecord, WorkerReport
-from smlt.worker import divergence
-from smlt.worker.divergence import DivergedError
+from smlt.messages import JobSpec, StepFlag
+from smlt.worker.divergence_watch import DivergenceWatch
 from smlt.worker.generation import Generation
 from smlt.worker.gradient_tree import GradientTree
 from smlt.worker.host import Compute
 from smlt.worker.samples import Samples
 from smlt.worker.schedule import Schedule, Slot
 from smlt.worker.seeding import derive_seed
+from smlt.worker.step_reports import LOSS, StepReports, means
 from smlt.worker.target import Target
 from smlt.worker.task import Contribution, Task
-
-# Progress reaches the client in batches, not more often than this.
-_REPORT_S = 0.5
-# All ranks together report their phases not more often than this.
-_PHASES_S = 0.01
-_LOSS = "loss"
-# So long may ranks take to tell where they differ.
-_DIGESTS_S = 5.0
 
 
 class NumbersError(SmltError):
@@ -88,14 +79,14 @@ class Trainer:
             aggregators=spec.aggregators,
             tries=spec.tries_plans,
         )
-        self._plan = self._trials.way.plan
-        self._buffer.partition(self._plan)
+        self._partition(self._trials.way.plan)
         self._tree = GradientTree(self._buffer, len(samples.portions))
-        self._equal_at: int | None = None
-        self._records: list[dict[str, Any]] = []
-        self._phases: list[dict[str, Any]] = []
-        self._sent = Counter(generation.store.requests)
-        self._reported = self._told = self._saved = self._generation.clock()
+        members = collective.members
+        self._reports = StepReports(generation, members.rank, members.world_size)
+        self._watch = DivergenceWatch(
+            generation, task, members.rank, members.world_size, every=spec.digest_steps
+        )
+        self._saved = generation.clock()
 
     async def run(self, step: int) -> StepFlag:
         """Take steps from ``step`` on until all ranks agree to stop; return why.
@@ -113,9 +104,9 @@ class Trainer:
         except BaseException:
             # The steps before were taken, and count.
             with contextlib.suppress(SmltError):
-                await self._report(at_once=True)
+                await self._reports.send(at_once=True)
             raise
-        await self._report(at_once=True)
+        await self._reports.send(at_once=True)
         return agreed
 
     async def _until_agreed(self) -> StepFlag:
@@ -126,30 +117,32 @@ class Trainer:
             slot = self._schedule.at(self.step)
             self.trained = slot.trained + (not slot.evaluation)
             self._generation.trained = slot.trained
-            flags = self._generation.flags() | self._checkpoint_due()
-            if self._schedule.is_last(self.step):
-                flags |= StepFlag.TARGET
-            if self._schedule.grows_before(self.step + 1):
-                flags |= StepFlag.GROWTH
-            if self._schedule.begins(self.step + 1, self._spec.pause_after):
-                flags |= StepFlag.PAUSE
-            agreed = await (self._evaluate if slot.evaluation else self._train)(slot, flags)
+            agreed = await (self._evaluate if slot.evaluation else self._train)(slot, self._flags())
             self.step += 1
             self._generation.has_gained = True
-            await self._report()
+            await self._reports.send()
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
                 self._saved = self._generation.clock()
                 await self._save()
         return agreed
+
+    def _flags(self) -> StepFlag:
+        """Return what this rank has to say of the step, decided once."""
+        flags = self._generation.flags() | self._checkpoint_due()
+        if self._schedule.is_last(self.step):
+            flags |= StepFlag.TARGET
+        if self._schedule.grows_before(self.step + 1):
+            flags |= StepFlag.GROWTH
+        if self._schedule.begins(self.step + 1, self._spec.pause_after):
+            flags |= StepFlag.PAUSE
+        return flags
 
     async def _train(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
         way = self._trials.way
         if way.plan is not self._plan:
-            self._plan = way.plan
-            self._buffer.partition(way.plan)
-        count = self._samples.count(slot)
+            self._partition(way.plan)
         metrics = self._trials.told()
         absent: frozenset[str] = frozenset()
 
@@ -163,7 +156,7 @@ class Trainer:
             self.step,
             self._plan,
             self._buffer.flat,
-            weight=count,
+            weight=self._samples.count(slot),
             flags=int(flags),
             meta=meta,
             wire=self._wire,
@@ -189,8 +182,15 @@ class Trainer:
         with phases.during(APPLY):
             await self._compute(self._task.apply, self._buffer.views, present)
         self.is_whole = True
-        self._record(slot, result, phases)
+        seconds = phases.stop()
+        self._trials.took(seconds)
+        batch_size = self._samples.batch_size(slot.epoch)
+        self._reports.record(slot, result, phases, seconds, batch_size)
         return StepFlag(result.flags)
+
+    def _partition(self, plan: ShardPlan) -> None:
+        self._plan = plan
+        self._buffer.partition(plan)
 
     async def _gradients(self, slot: Slot, reduction: AllReduce) -> tuple[frozenset[str], Metrics]:
         """Compute this rank's gradient sums; shards go out while backward still runs."""
@@ -218,39 +218,18 @@ class Trainer:
                 self._tree.add(index)
                 absent.append(contribution.absent)
                 metrics.append(self._own_metrics(slot, contribution, portion))
-            return frozenset.intersection(*absent), added(metrics) | self._own_digest(slot)
+            return frozenset.intersection(*absent), added(metrics) | self._watch.own(slot.trained)
 
         found: tuple[frozenset[str], Metrics] = await self._compute(work)
         return found
 
-    def _own_digest(self, slot: Slot) -> Metrics:
-        """Return this rank's digest of the state of the step's start, where it is compared."""
-        every, members = self._spec.digest_steps, self._collective.members
-        if members.world_size == 1 or not every or slot.trained % every:
-            return {}
-        if not divergence.is_asked(members.rank, members.world_size, slot.trained // every):
-            return {}
-        return divergence.as_metric(members.rank, divergence.digests_of(self._task))
-
     async def _compare(self, slot: Slot, result: StepResult) -> None:
-        """Raise DivergedError, on every rank alike, if their states were not equal."""
-        held = divergence.take_from(result.metas[-1].metrics)
-        if len(set(held.values())) <= 1:
-            self._equal_at = slot.trained if held else self._equal_at
-            return
-        # None of them is to be trusted, or saved.
-        self.is_whole = False
-        generation, ranks = self._generation, self._collective.members.world_size
-        await generation.tell_digests(await self._compute(divergence.digests_of, self._task))
-        give_up = generation.clock() + _DIGESTS_S
-        while len(generation.digests) < ranks and generation.clock() < give_up:
-            await generation.next_news(_DIGESTS_S)
-        where = divergence.describe(generation.digests, ranks)
-        since = "the start" if self._equal_at is None else f"step {self._equal_at}"
-        raise DivergedError(
-            f"{where}, after step {slot.trained}: a worker's memory was damaged, or the task "
-            f"depends on its rank; they were last seen equal at {since}"
-        )
+        """Raise, on every rank alike, if their states were not equal."""
+        try:
+            await self._watch.compare(slot.trained, result.metas[-1].metrics, self._compute)
+        except BaseException:
+            self.is_whole = False  # they differ: none of them is to be trusted, or saved
+            raise
 
     def _seed(self, portion: range) -> int:
         # From (seed, step, first virtual worker): no generator's state carries over.
@@ -267,27 +246,17 @@ class Trainer:
             for name, metric in self._task.drain_metrics().items()
         }
         count = self._samples.portion_count(slot, portion)
-        return {**own, _LOSS: (contribution.loss_sum, count)}
+        return {**own, LOSS: (contribution.loss_sum, count)}
 
     async def _evaluate(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Measure the test split; a numbered step, whose sums are reduced like gradients."""
         self._generation.state = "evaluating"
         sums = await self._compute(self._measure)
         result = await self._collective.sum_metrics(self.step, sums, flags=int(flags))
-        metrics = _means(result.metas[0].metrics)
+        metrics = means(result.metas[0].metrics)
         if self._target.observe(metrics) and self._spec.keep_best:
             await self._keep_best()
-        if self._is_reporter:
-            # The steps before it come first, so that whoever reads of it knows where it stands.
-            await self._report(at_once=True)
-            report = WorkerReport(
-                rank=self._generation.task.rank,
-                kind="evaluation",
-                step=slot.trained,
-                epoch=slot.epoch,
-                metrics=metrics,
-            )
-            await self._generation.report(report)
+        await self._reports.evaluation(slot, metrics)
         reached = StepFlag.TARGET if self._target.reached else StepFlag(0)
         return StepFlag(result.flags) | reached
 
@@ -303,56 +272,7 @@ class Trainer:
                 sums[name] = (total + metric.total, weight + metric.weight)
         return sums
 
-    @property
-    def _is_reporter(self) -> bool:
-        """What is equal on all ranks is reported by one."""
-        return self._collective.members.rank == 0
-
     def _checkpoint_due(self) -> StepFlag:
-        due = self._is_reporter and self._generation.clock() - self._saved > self._spec.checkpoint_s
+        since = self._generation.clock() - self._saved
+        due = self._collective.members.rank == 0 and since > self._spec.checkpoint_s
         return StepFlag.CHECKPOINT if due else StepFlag(0)
-
-    def _record(self, slot: Slot, result: StepResult, phases: Phases) -> None:
-        seconds = phases.stop()
-        self._trials.took(seconds)
-        step = slot.trained + 1
-        sent = Counter(self._generation.store.requests)
-        told = PhaseRecord(
-            step=step,
-            seconds=seconds,
-            phases=phases.seconds,
-            requests=dict(sent - self._sent),
-            spans=phases.spans,
-        )
-        self._sent = sent
-        self._phases.append(told.to_dict())
-        metrics = _means(result.metas[-1].metrics)
-        record = StepRecord(
-            step=step,
-            epoch=slot.epoch,
-            loss=metrics.pop(_LOSS, math.nan),
-            samples=int(result.weight),
-            seconds=seconds,
-            metrics=metrics,
-            batch_size=self._samples.batch_size(slot.epoch),
-        )
-        if self._is_reporter:
-            self._records.append(record.to_dict())
-
-    async def _report(self, *, at_once: bool = False) -> None:
-        now = self._generation.clock()
-        if self._records and (at_once or now - self._reported > _REPORT_S):
-            records, self._records, self._reported = self._records, [], now
-            await self._tell("steps", records)
-        every_s = max(2 * _REPORT_S, _PHASES_S * self._collective.members.world_size)
-        if self._phases and (at_once or now - self._told > every_s):
-            phases, self._phases, self._told = self._phases, [], now
-            await self._tell("phases", phases)
-
-    async def _tell(self, kind: str, records: list[dict[str, Any]]) -> None:
-        report = WorkerReport(rank=self._generation.task.rank, kind=kind, steps=records)
-        await self._generation.report(report)
-
-
-def _means(sums: Metrics) -> dict[str, float]:
-    return {name: total / weight for name, (total, weight) in sums.items() if weight}

@@ -33,6 +33,7 @@ COVERED = [
         "aggregation/group",
         # A rank
         "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
+        "worker/step_reports", "worker/divergence_watch",
         "worker/ending", "worker/periodic_save", "worker/residuals", "worker/warm",
         # Checkpoints
         "io/checkpoint", "io/checkpoint_part", "io/manifest",
