@@ -9,10 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from smlt.control.artifact_manager import upload_data
+from smlt.control.job import Job
+from smlt.control.progress_feed import ProgressFeed
 from smlt.control.source_files import all_files
 from smlt.errors import ConfigError
+from smlt.io import checkpoint
+from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.messages import JobSpec, Origin
+from smlt.messages import JobSpec, Origin, Position
 
 POLL_S = 0.5
 SETTLE_S = 1.5  # without a change, until a burst is taken to be complete
@@ -37,6 +41,47 @@ def with_more_data(spec: JobSpec, data: str, step: int, trained: int) -> JobSpec
         origin=Origin(step=step, epoch=done, trained=trained),
         epochs=2 * done - spec.origin.epoch,
     )
+
+
+class Bursts:
+    """Gives a job more to do when it has done all: the epochs that it had, on other data."""
+
+    def __init__(
+        self,
+        job: Job,
+        objects: ObjectStore,
+        feed: ProgressFeed,
+        more_data: Callable[[], Awaitable[str]],
+    ) -> None:
+        """Ask ``more_data`` for the key of the next manifest, for which it waits."""
+        self._job = job
+        self._objects = objects
+        self._feed = feed
+        self._more_data = more_data
+
+    async def more(self, newest: Position, stopping: asyncio.Event) -> bool:
+        """Wait, with no function running, until there is more data; False if it is to end."""
+        self._feed.wait()
+        waiting = asyncio.ensure_future(self._more_data())
+        stopped = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.is_set():
+                return False
+            key = waiting.result()
+        finally:
+            waiting.cancel()
+            stopped.cancel()
+            await asyncio.gather(waiting, stopped, return_exceptions=True)
+        state = self._job.state
+        manifest = await checkpoint.read_manifest(self._objects, state.job_id, newest)
+        # Before the job is given more to do: as long as there is a model, it is complete.
+        await self._objects.delete(JobObjects(state.job_id).model)
+        spec = with_more_data(state.spec, key, newest.step, manifest.info["trained"])
+        await self._job.go_on(spec)
+        self._feed.progress.epochs = spec.epochs
+        self._feed.event("burst", data=key, epochs=spec.epochs)
+        return True
 
 
 class WatchedFolder:

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from smlt.control.bursts import with_more_data
+from smlt.control.bursts import Bursts
 from smlt.control.functions import Function, Functions
 from smlt.control.goals import Standing
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
+from smlt.control.kept_states import KeptStates
 from smlt.control.lambda_client import LambdaService
 from smlt.control.plans import Plans
 from smlt.control.progress_feed import ProgressFeed
@@ -22,8 +23,7 @@ from smlt.control.retries import Retries
 from smlt.control.store_bill import RENEWALS
 from smlt.control.straggler_watch import StragglerWatch
 from smlt.control.supervisor import Ended, Supervisor
-from smlt.errors import CheckpointError, CloudError, JobHeldError, StoreError
-from smlt.io import checkpoint
+from smlt.errors import CloudError, JobHeldError, StoreError
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
@@ -77,8 +77,8 @@ class TaskScheduler:
     ) -> None:
         self._job = job
         self._manager = manager
-        self._more_data = more_data
-        """Waits for more data, and returns the key of its manifest."""
+        self._bursts = Bursts(job, objects, feed, more_data) if more_data else None
+        self._kept = KeptStates(job, objects)
         self._objects = objects
         self._store = store
         self._cloud = cloud
@@ -232,65 +232,25 @@ class TaskScheduler:
             self._stopping.set()
         while True:
             ended = await self._run_generation(parent)
-            generation = self._job.state.generation
-            newest = await checkpoint.newest(self._objects, self._job.state.job_id, generation)
+            newest = await self._kept.newest()
             if newest is None and ended.failure is not None and ended.failure.kind == "parent":
-                newest = await self._before(parent)
+                newest = await self._kept.before(parent)
             parent = newest or parent
-            self._feed.progress.checkpoint = self._where(parent)
+            self._feed.progress.checkpoint = self._kept.where(parent)
             outcome = await self._judge(ended, parent)
-            if outcome is not None and outcome.status == "completed" and await self._more(parent):
-                continue
-            if outcome is not None:
+            if outcome is None:
+                await self._back_off(ended)
+            elif not await self._goes_on(outcome):
                 return outcome
-            await self._back_off(ended)
 
-    async def _more(self, newest: Position | None) -> bool:
-        """Wait, with no function running, until there is more data; False if it is to end."""
-        if self._more_data is None or newest is None:
+    async def _goes_on(self, outcome: Outcome) -> bool:
+        """Whether a job that has done all it had to do has been given more."""
+        if outcome.status != "completed" or self._bursts is None or outcome.newest is None:
             return False
-        self._feed.wait()
-        waiting = asyncio.ensure_future(self._more_data())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if self._stopping.is_set():
-                return False
-            key = waiting.result()
-        finally:
-            waiting.cancel()
-            stopping.cancel()
-            await asyncio.gather(waiting, stopping, return_exceptions=True)
-        state = self._job.state
-        manifest = await checkpoint.read_manifest(self._objects, state.job_id, newest)
-        # Before the job is given more to do: as long as there is a model, it is complete.
-        await self._objects.delete(JobObjects(state.job_id).model)
-        spec = with_more_data(state.spec, key, newest.step, manifest.info["trained"])
-        await self._job.go_on(spec)
-        self._feed.progress.epochs = spec.epochs
-        self._feed.event("burst", data=key, epochs=spec.epochs)
-        return True
-
-    def _where(self, position: Position | None) -> str:
-        """Say where a checkpoint is: its folder, or its URL."""
-        if position is None:
-            return ""
-        key = JobObjects(self._job.state.job_id).manifest(position.generation, position.step)
-        manifest = self._objects.local_path(key)
-        return f"{self._objects.url}/{key}" if manifest is None else str(manifest.parent)
-
-    async def _before(self, parent: Position | None) -> Position | None:
-        """Return the checkpoint before one that cannot be read, if any is kept.
-
-        What was trained since is trained again, to the same bits.
-        """
-        if parent is None:
-            return None
-        return await checkpoint.before(self._objects, self._job.state.job_id, parent)
+        return await self._bursts.more(outcome.newest, self._stopping)
 
     async def _abandoned(self, failure: Failure) -> Outcome:
-        state = self._job.state
-        newest = await checkpoint.newest(self._objects, state.job_id, state.generation)
+        newest, state = await self._kept.newest(), self._job.state
         return Outcome("failed", failure.message, newest or state.parent, failure, state.generation)
 
     async def request_stop(self) -> None:
@@ -338,8 +298,7 @@ class TaskScheduler:
             earlier = self._supervise(state.generation, state.plan, function)
             await earlier.conclude(why)
             await self._tidy(state.generation)
-        newest = await checkpoint.newest(self._objects, state.job_id, state.generation)
-        return newest or state.parent
+        return await self._kept.newest() or state.parent
 
     async def _run_generation(self, parent: Position | None) -> Ended:
         plan, function = await self._plans.take(self._job.state.plan)
@@ -435,7 +394,7 @@ class TaskScheduler:
         why = self._retries.end(failure, newest)
         if why:
             return outcome("failed", why)
-        self._feed.notice(f"{failure.message}; going on from {await self._in_words(newest)}")
+        self._feed.notice(f"{failure.message}; going on from {await self._kept.in_words(newest)}")
         return None
 
     async def _back_off(self, ended: Ended) -> None:
@@ -443,14 +402,3 @@ class TaskScheduler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._retries.delay_s):
                     await self._stopping.wait()
-
-    async def _in_words(self, position: Position | None) -> str:
-        """Say what a user calls the step: evaluations are numbered steps too, but not counted."""
-        if position is None:
-            return "the beginning"
-        job_id = self._job.state.job_id
-        try:
-            manifest = await checkpoint.read_manifest(self._objects, job_id, position)
-        except CheckpointError:
-            return "a checkpoint that cannot be read"
-        return f"step {manifest.info.get('trained', 0)}"

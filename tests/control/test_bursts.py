@@ -83,8 +83,8 @@ class OnlineTown(Town):
         key = await upload_data(self.objects, self.data)
         self.spec = replace(self.spec, data=key)
         self.folder_watch = WatchedFolder(self.data, self.objects, key, sleep=quickly)
+        self.more_data = self.more
         self.leader = await super().scheduler()
-        self.leader._more_data = self.more
         return self.leader
 
     async def weights(self):

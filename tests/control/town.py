@@ -91,6 +91,7 @@ class Town:
         self.spec = JobSpec(**{"target": "drift.py:Drift"} | settings)
         self.progress = Progress()
         self.manager = None
+        self.more_data = None
 
     async def scheduler(self):
         plan = ResourcePlan(workers=self.workers, memory_mb=128)
@@ -106,6 +107,7 @@ class Town:
             objects_url=self.objects.url,
             parameters_url=self.store.url,
             manager=self.manager,
+            more_data=self.more_data,
         )
 
     async def function(self, memory_mb):

@@ -1,0 +1,51 @@
+"""The states that a job has left in its checkpoints, as its client speaks of them."""
+
+from __future__ import annotations
+
+from smlt.control.job import Job
+from smlt.errors import CheckpointError
+from smlt.io import checkpoint
+from smlt.io.keys import JobObjects
+from smlt.io.object_store import ObjectStore
+from smlt.messages import Position
+
+
+class KeptStates:
+    """Finds states, and names them to the user."""
+
+    def __init__(self, job: Job, objects: ObjectStore) -> None:
+        self._job = job
+        self._objects = objects
+
+    async def newest(self) -> Position | None:
+        """Return the newest state of the generation that runs now, or ran last."""
+        state = self._job.state
+        return await checkpoint.newest(self._objects, state.job_id, state.generation)
+
+    async def before(self, parent: Position | None) -> Position | None:
+        """Return the state before one that cannot be read, if any is kept.
+
+        What was trained since is trained again, to the same bits.
+        """
+        if parent is None:
+            return None
+        return await checkpoint.before(self._objects, self._job.state.job_id, parent)
+
+    def where(self, position: Position | None) -> str:
+        """Say where a checkpoint is: its folder, or its URL."""
+        if position is None:
+            return ""
+        key = JobObjects(self._job.state.job_id).manifest(position.generation, position.step)
+        manifest = self._objects.local_path(key)
+        return f"{self._objects.url}/{key}" if manifest is None else str(manifest.parent)
+
+    async def in_words(self, position: Position | None) -> str:
+        """Say what a user calls the step: evaluations are numbered steps too, but not counted."""
+        if position is None:
+            return "the beginning"
+        job_id = self._job.state.job_id
+        try:
+            manifest = await checkpoint.read_manifest(self._objects, job_id, position)
+        except CheckpointError:
+            return "a checkpoint that cannot be read"
+        return f"step {manifest.info.get('trained', 0)}"
