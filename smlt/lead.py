@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -33,7 +33,7 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ParameterStore
 from smlt.io.patient_objects import PatientObjects
 from smlt.io.stores import open_object_store
-from smlt.messages import Failure, Limits
+from smlt.messages import Failure, JobSpec, Limits
 from smlt.place import REACH_S, Place
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
@@ -92,22 +92,10 @@ class Lead:
             earlier=(progress.billed_gb_s, progress.cost_usd),
             since_ms=int((time.time() - CLOCKS_DIFFER_S) * 1000),
         )
-        cost = StepCost(
-            prices=prices,
-            architecture=place.kind.architecture,
-            store=ParameterStorePrice.of(place.parameters, spec.cache_node),
-            shard_bytes=spec.shard_bytes,
-        )
-        stores = None
-        try:
-            stores = StoreBill(spec, cost, objects.url)
-        except ConfigError as error:
-            cost = replace(cost, store=ParameterStorePrice())
-            progress.notices.append(f"what stores cost is not counted: {error}")
+        cost, stores = self._costs(place, spec, prices, objects.url)
         feed = ProgressFeed(progress, EventLog(folder.events), stores=stores)
         functions = Functions(place.make)
         await functions.of(job.state.plan.memory_mb)
-        watched = folder.watched
         store = place.open_store(spec.limits.store_s, invocations.called)
         async with store, folder.status_of(progress):
             scheduler = self._scheduler = TaskScheduler(
@@ -121,7 +109,7 @@ class Lead:
                 objects_url=objects.url,
                 parameters_url=paced(place.parameters, spec.link_mbps),
                 manager=self._manager(job, feed, cost),
-                more_data=WatchedFolder(watched, objects, spec.data).more if watched else None,
+                more_data=_more_data(folder, objects, spec),
             )
             if self._stop_requested:
                 await scheduler.request_stop()
@@ -167,6 +155,22 @@ class Lead:
             )
         return prices
 
+    def _costs(
+        self, place: Place, spec: JobSpec, prices: Prices, objects_url: str
+    ) -> tuple[StepCost, StoreBill | None]:
+        """Return what steps cost, and what meters the stores; None where they have no price."""
+        cost = StepCost(
+            prices=prices,
+            architecture=place.kind.architecture,
+            store=ParameterStorePrice.of(place.parameters, spec.cache_node),
+            shard_bytes=spec.shard_bytes,
+        )
+        try:
+            return cost, StoreBill(spec, cost, objects_url)
+        except ConfigError as error:
+            self.progress.notices.append(f"what stores cost is not counted: {error}")
+            return replace(cost, store=ParameterStorePrice()), None
+
     def _manager(self, job: Job, feed: ProgressFeed, cost: StepCost) -> ResourceManager | None:
         """Return what watches the job's goals, if it has any."""
         spec = job.state.spec
@@ -198,6 +202,14 @@ async def _sweep(store: ParameterStore, job_id: str) -> None:
     with contextlib.suppress(StoreError, TimeoutError):
         async with asyncio.timeout(REACH_S):
             await store.sweep(job_prefix(job_id))
+
+
+def _more_data(
+    folder: RunFolder, objects: ObjectStore, spec: JobSpec
+) -> Callable[[], Awaitable[str]] | None:
+    """Return what waits for more data, where the job watches a folder."""
+    source = folder.watched
+    return None if source is None else WatchedFolder(source, objects, spec.data).more
 
 
 async def _watch(place: Place, scheduler: TaskScheduler) -> None:

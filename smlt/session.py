@@ -7,6 +7,7 @@ import os
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from smlt.aws.shipment import Sending, Shipment, prepare
 from smlt.config import TrainConfig
@@ -19,6 +20,7 @@ from smlt.control.prices import read_prices
 from smlt.control.progress import Summary
 from smlt.control.run_folder import RunFolder
 from smlt.errors import ConfigError
+from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
 from smlt.lead import Lead, check_objects, disk_errors
 from smlt.messages import JobSpec
@@ -66,28 +68,17 @@ class Session(Lead):
         config, progress = self._config, self.progress
         target = artifact_manager.locate(config.target, Path.cwd())
         params = parse_params(find_class(target.reference, target.root), config.params)
-        data = artifact_manager.find_data(target, config.data) if self._sends_data else None
-        if config.watch and (data is None or not data.is_dir()):
-            raise ConfigError(
-                f"there is no folder to watch: give one with --data, or make {target.folder}/data"
-            )
+        data = self._data(target)
         artifact_manager.check_weights(config.init_from)
-        prices = read_prices(config.prices)
-        if config.cache_node is not None:
-            prices.rate("elasticache", "nodes", config.cache_node)
+        self._check_prices()
         run_dir = config.run_dir.resolve()
         skip = [run_dir, data or target.folder / "data"]
         package = await asyncio.to_thread(self._pack, target, data, skip)
         progress.job_id = new_job_id(target.reference.rpartition(":")[2])
         progress.epochs = config.epochs
         self._running = asyncio.current_task()
-        if config.parameter_store is not None and self._aws is not None:
-            self._is_near = await reaches(config.parameter_store)
-        elif config.parameter_store is not None:
-            await check_server(config.parameter_store)
         objects_url = config.object_store or (run_dir / "objects").as_uri()
-        if config.objects is not None:
-            await check_objects(objects_url)
+        await self._reach_stores(objects_url)
         async with AsyncExitStack() as stack:
             stack.enter_context(disk_errors(run_dir))
             folder = RunFolder.create(run_dir, progress.job_id, objects_url)
@@ -95,37 +86,72 @@ class Session(Lead):
                 folder.watch(data)
             objects = await stack.enter_async_context(open_object_store(objects_url))
             objects = self._patient(objects)
-            if isinstance(package, Shipment):
-                await package.upload(objects, self._on_sending)
-                progress.stalled = ""
-            else:
-                await package.upload(objects)
-            spec = JobSpec(
-                target=target.reference,
-                params=params,
-                code=package.code,
-                data=None if data is None else await artifact_manager.upload_data(objects, data),
-                init_from=await artifact_manager.upload_weights(objects, config.init_from),
-                pause_after=self._pause_after,
-                # AWS's functions have cores of their own.
-                **training_settings(config, os.cpu_count() if self._aws is None else None),
-            )
-            if isinstance(package, Shipment):
-                # A first call may have packages to fetch, and a network interface to wait for.
-                spec = replace(spec, limits=replace(spec.limits, start_s=AWS_START_S))
+            await self._upload(package, objects)
+            spec = await self._spec(objects, target, params, package, data)
             async with self._place(run_dir, folder, target, spec, package) as place:
                 job = await Job.create(
                     objects, progress.job_id, spec, first_plan(config), this_client()
                 )
                 return await self._lead(job, objects, place, folder)
 
+    def _data(self, target: Target) -> Path | None:
+        """Return the data that are here to be sent; not those in a file system of the functions."""
+        is_here = self._aws is None or self._aws.efs is None
+        data = artifact_manager.find_data(target, self._config.data) if is_here else None
+        if self._config.watch and (data is None or not data.is_dir()):
+            raise ConfigError(
+                f"there is no folder to watch: give one with --data, or make {target.folder}/data"
+            )
+        return data
+
+    def _check_prices(self) -> None:
+        prices = read_prices(self._config.prices)
+        if self._config.cache_node is not None:
+            prices.rate("elasticache", "nodes", self._config.cache_node)
+
+    async def _reach_stores(self, objects_url: str) -> None:
+        """Find out before anything is started that a store which was named does not answer."""
+        parameters = self._config.parameter_store
+        if parameters is not None and self._aws is not None:
+            self._is_near = await reaches(parameters)
+        elif parameters is not None:
+            await check_server(parameters)
+        if self._config.objects is not None:
+            await check_objects(objects_url)
+
+    async def _upload(self, package: CodePackage | Shipment, objects: ObjectStore) -> None:
+        if isinstance(package, Shipment):
+            await package.upload(objects, self._on_sending)
+            self.progress.stalled = ""
+        else:
+            await package.upload(objects)
+
+    async def _spec(
+        self,
+        objects: ObjectStore,
+        target: Target,
+        params: dict[str, Any],
+        package: CodePackage | Shipment,
+        data: Path | None,
+    ) -> JobSpec:
+        """Return what the job is to do, with its data and weights in the object store."""
+        spec = JobSpec(
+            target=target.reference,
+            params=params,
+            code=package.code,
+            data=None if data is None else await artifact_manager.upload_data(objects, data),
+            init_from=await artifact_manager.upload_weights(objects, self._config.init_from),
+            pause_after=self._pause_after,
+            # AWS's functions have cores of their own.
+            **training_settings(self._config, os.cpu_count() if self._aws is None else None),
+        )
+        if isinstance(package, Shipment):
+            # A first call may have packages to fetch, and a network interface to wait for.
+            spec = replace(spec, limits=replace(spec.limits, start_s=AWS_START_S))
+        return spec
+
     def _on_sending(self, sending: Sending) -> None:
         self.progress.stalled = f"{sending}: {100 * sending.done // max(1, sending.size)} %"
-
-    @property
-    def _sends_data(self) -> bool:
-        """Whether the data is here to be sent, and not in a file system of the functions."""
-        return self._aws is None or self._aws.efs is None
 
     def _pack(self, target: Target, data: Path | None, skip: list[Path]) -> CodePackage | Shipment:
         if self._aws is None:
