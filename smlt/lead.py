@@ -30,7 +30,7 @@ from smlt.errors import ConfigError, JobHeldError, StoreError, StoreFullError, U
 from smlt.io.keys import job_prefix
 from smlt.io.link_rate import paced
 from smlt.io.object_store import ObjectStore
-from smlt.io.parameter_store import ParameterStore
+from smlt.io.parameter_store import ControlStore
 from smlt.io.patient_objects import PatientObjects
 from smlt.io.stores import open_object_store
 from smlt.messages import Failure, JobSpec, Limits
@@ -134,7 +134,7 @@ class Lead:
         folder.write_summary(summary)
         return summary
 
-    async def _swept(self, running: Awaitable[Outcome], store: ParameterStore) -> Outcome:
+    async def _swept(self, running: Awaitable[Outcome], store: ControlStore) -> Outcome:
         """Return how the job ended, with the parameter store free of it."""
         try:
             outcome = await running
@@ -182,7 +182,7 @@ class Lead:
         return manager(spec, job.state.plan, cost, notice=feed.notice, seed=spec.seed)
 
     async def _cut_short(
-        self, job: Job, objects: ObjectStore, store: ParameterStore, folder: RunFolder
+        self, job: Job, objects: ObjectStore, store: ControlStore, folder: RunFolder
     ) -> None:
         """Write down that the job was stopped without waiting for its step."""
         self.progress.state = "stopped"
@@ -197,7 +197,7 @@ class Lead:
         await _sweep(store, state.job_id)
 
 
-async def _sweep(store: ParameterStore, job_id: str) -> None:
+async def _sweep(store: ControlStore, job_id: str) -> None:
     # Expiry would free what is left, but later; a store that is gone is not waited for.
     with contextlib.suppress(StoreError, TimeoutError):
         async with asyncio.timeout(REACH_S):

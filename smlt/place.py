@@ -23,7 +23,7 @@ from smlt.embedded.cloud import EmbeddedCloud
 from smlt.embedded.running_cloud import RunningCloud
 from smlt.errors import StoreUnreachableError, UserError
 from smlt.inline import InlineCloud
-from smlt.io.parameter_store import ParameterStore
+from smlt.io.parameter_store import ControlStore
 from smlt.io.stores import open_parameter_store
 from smlt.messages import JobSpec
 
@@ -51,10 +51,10 @@ class Place:
     notices: Sequence[str] = ()
     ended: Callable[[], Awaitable[str]] | None = None
     """Waits for the service's own untimely end, and says how it came."""
-    way: Callable[[float, Billed], ParameterStore] | None = None
+    way: Callable[[float, Billed], ControlStore] | None = None
     """Opens the parameter store where this process cannot reach it by itself."""
 
-    def open_store(self, time_limit_s: float, billed: Billed) -> ParameterStore:
+    def open_store(self, time_limit_s: float, billed: Billed) -> ControlStore:
         """Open the parameter store as the job's client uses it."""
         if self.way is not None:
             return self.way(time_limit_s, billed)
@@ -174,7 +174,7 @@ async def aws_place(
             yield Place(cloud, parameters, make, kind, (notice,), way=way)
 
 
-async def _check_way(way: Callable[[float, Billed], ParameterStore], billed: Billed) -> None:
+async def _check_way(way: Callable[[float, Billed], ControlStore], billed: Billed) -> None:
     try:
         async with way(_REACH_FROM_THERE_S, billed) as store:
             await store.discard(["smlt"])

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from smlt.control.lambda_client import Answer
-from smlt.errors import CloudError, SmltError, StoreError, StoreUnreachableError
+from smlt.errors import CloudError, SmltError, StoreUnreachableError
 from smlt.io import gateway
-from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
+from smlt.io.parameter_store import ControlStore, Notice
 
 POLL_S = 0.3
 """Between two looks for notices, when nothing else has to be asked: each look is a call."""
@@ -31,8 +31,8 @@ class _Call:
     answer: asyncio.Future[Any]
 
 
-class GatewayStore(ParameterStore):
-    """A ParameterStore for metadata alone: no frames go through a function.
+class GatewayStore(ControlStore):
+    """A ControlStore: no frames go through a function.
 
     One call is under way at a time, so that one execution environment serves a client. All that is
     asked meanwhile goes into the next one, and so does a look for notices, if there is a reader.
@@ -62,34 +62,11 @@ class GatewayStore(ParameterStore):
     def url(self) -> str:
         return self._url
 
-    @property
-    def carries(self) -> bool:
-        return False
-
     async def mark(self, guard: str, *, ttl_s: float) -> None:
         await self._ask("mark", guard=guard, ttl_s=ttl_s)
 
     async def check(self, guard: str) -> None:
         await self._ask("check", guard=guard)
-
-    async def put(
-        self,
-        key: str,
-        frame: Sequence[Buffer],
-        *,
-        stream: str,
-        fields: Mapping[str, bytes],
-        guard: str,
-        ttl_s: float,
-        maxlen: int,
-        carried: bool = False,
-    ) -> None:
-        raise StoreError(f"{key}: shards do not go through the gateway")
-
-    async def get(
-        self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
-    ) -> memoryview | None:
-        raise StoreError(f"{key}: shards do not go through the gateway")
 
     async def first(
         self,
@@ -196,7 +173,7 @@ class GatewayStore(ParameterStore):
                 call.answer.set_result(result)
 
     async def _insist(self, calls: Sequence[gateway.Call]) -> list[Any]:
-        """Call until there is an answer: what was done twice is done (see ParameterStore)."""
+        """Call until there is an answer: what was done twice is done (see ControlStore)."""
         loop, pause_s = asyncio.get_running_loop(), _FIRST_PAUSE_S
         event = gateway.question(self._url, self._time_limit_s, calls)
         give_up = loop.time() + self._time_limit_s

@@ -19,7 +19,7 @@ from smlt.control.progress_feed import ProgressFeed
 from smlt.control.roll_call import RollCall
 from smlt.errors import CloudError, SmltError, StoreError, StoreFullError
 from smlt.io.keys import GenerationKeys
-from smlt.io.parameter_store import Notice, ParameterStore
+from smlt.io.parameter_store import ControlStore, Notice
 from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Supervisor:
         first: WorkerTask,
         world_size: int,
         *,
-        store: ParameterStore,
+        store: ControlStore,
         cloud: LambdaService,
         function: Function,
         invocations: Invocations,

@@ -26,7 +26,7 @@ from smlt.control.supervisor import Ended, Supervisor
 from smlt.errors import CloudError, JobHeldError, StoreError
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.io.parameter_store import ParameterStore
+from smlt.io.parameter_store import ControlStore
 from smlt.messages import EXACT, Failure, Position, ResourcePlan, StepFlag, WorkerTask
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
@@ -64,7 +64,7 @@ class TaskScheduler:
         job: Job,
         *,
         objects: ObjectStore,
-        store: ParameterStore,
+        store: ControlStore,
         cloud: LambdaService,
         functions: Functions,
         invocations: Invocations,

@@ -14,7 +14,7 @@ import msgpack
 
 from smlt import errors
 from smlt.errors import SmltError, StoreError
-from smlt.io.parameter_store import Notice, ParameterStore
+from smlt.io.parameter_store import ControlStore, Notice
 
 GATEWAY = "gateway"
 """Key of an event that is such a call and no task."""
@@ -25,7 +25,7 @@ _ANSWER_BYTES = 4 << 20
 """Less than Lambda's 6 MB by what base64 adds."""
 
 Call = tuple[str, dict[str, Any]]
-"""A method of ParameterStore, and its arguments by name."""
+"""A method of ControlStore, and its arguments by name."""
 
 
 def question(url: str, limit_s: float, calls: Sequence[Call]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def read_question(event: dict[str, str]) -> tuple[str, float, list[Call]]:
     return url, limit_s, [(operation, arguments) for operation, arguments in calls]
 
 
-async def answer(store: ParameterStore, calls: Sequence[Call]) -> dict[str, str]:
+async def answer(store: ControlStore, calls: Sequence[Call]) -> dict[str, str]:
     """Make all calls at once, and return what came of each."""
     room = _ANSWER_BYTES // max(1, len(calls))
     return {GATEWAY: _packed(await asyncio.gather(*(_made(store, call, room) for call in calls)))}
@@ -53,7 +53,7 @@ def read_answer(said: Mapping[str, str]) -> list[Any]:
     ]
 
 
-async def _made(store: ParameterStore, call: Call, room: int) -> tuple[str, bool, Any]:
+async def _made(store: ControlStore, call: Call, room: int) -> tuple[str, bool, Any]:
     operation, arguments = call
     is_read = operation == "read"
     try:

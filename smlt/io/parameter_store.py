@@ -26,8 +26,10 @@ class Notice:
     fields: Mapping[str, bytes]
 
 
-class ParameterStore(Protocol):
-    """Keys, streams and leases. Bound to nothing: a generation's keys come from ``keys.py``.
+class ControlStore(Protocol):
+    """Keys, streams and leases: what a client needs, which has nothing to do with frames.
+
+    Bound to nothing: a generation's keys come from ``keys.py``.
 
     Every write names its ``guard``, the generation's marker, which is checked in the same
     transaction: where it is missing the store was lost (protocol, A generation, 3).
@@ -44,11 +46,6 @@ class ParameterStore(Protocol):
     def url(self) -> str:
         """What ``open_parameter_store`` needs to reach the same store from another process."""
         ...
-
-    @property
-    def carries(self) -> bool:
-        """Whether notices have room for small frames."""
-        return True
 
     @property
     def requests(self) -> Mapping[str, int]:
@@ -68,6 +65,67 @@ class ParameterStore(Protocol):
     async def check(self, guard: str) -> None:
         """Raise StoreLostError unless the marker is there."""
         ...
+
+    async def first(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        guard: str,
+        ttl_s: float,
+        stream: str = "",
+        fields: Mapping[str, bytes] | None = None,
+    ) -> bytes:
+        """Set the key if nobody has; return what stands there, ours or the winner's.
+
+        The notice, if any, is given in the same transaction, and only by the winner.
+        """
+        ...
+
+    async def announce(
+        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
+    ) -> None:
+        """Append a notice to a stream, which is removed ``ttl_s`` after its last notice."""
+        ...
+
+    async def read(
+        self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
+    ) -> list[Notice]:
+        """Return the notices behind the given ids, waiting up to ``wait_s`` for the first one.
+
+        ``after`` maps streams to the id of the last notice seen, ``"0"`` for none. At most
+        ``limit`` notices of each stream are returned, oldest first; none when the time is up.
+        """
+        ...
+
+    async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        """Write a lease that disappears unless it is renewed."""
+        ...
+
+    async def values(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the current value of each key."""
+        ...
+
+    async def discard(self, keys: Sequence[str]) -> None:
+        """Free the memory of keys that nobody will read again."""
+        ...
+
+    async def sweep(self, prefix: str) -> None:
+        """Remove every key that begins with ``prefix``; touches no other."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        ...
+
+
+class ParameterStore(ControlStore, Protocol):
+    """A ``ControlStore`` that holds frames as well: what ranks have."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether notices have room for small frames."""
+        return True
 
     async def put(
         self,
@@ -109,38 +167,6 @@ class ParameterStore(Protocol):
         """
         ...
 
-    async def first(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        guard: str,
-        ttl_s: float,
-        stream: str = "",
-        fields: Mapping[str, bytes] | None = None,
-    ) -> bytes:
-        """Set the key if nobody has; return what stands there, ours or the winner's.
-
-        The notice, if any, is given in the same transaction, and only by the winner.
-        """
-        ...
-
-    async def announce(
-        self, stream: str, fields: Mapping[str, bytes], *, guard: str, ttl_s: float = 7200.0
-    ) -> None:
-        """Append a notice to a stream, which is removed ``ttl_s`` after its last notice."""
-        ...
-
-    async def read(
-        self, after: Mapping[str, str], *, wait_s: float, limit: int = 1000
-    ) -> list[Notice]:
-        """Return the notices behind the given ids, waiting up to ``wait_s`` for the first one.
-
-        ``after`` maps streams to the id of the last notice seen, ``"0"`` for none. At most
-        ``limit`` notices of each stream are returned, oldest first; none when the time is up.
-        """
-        ...
-
     def on_demand(self, streams: Iterable[str]) -> None:
         """Say that notices of these streams are of interest only while somebody expects them.
 
@@ -151,26 +177,6 @@ class ParameterStore(Protocol):
     def expecting(self, stream: str) -> AbstractContextManager[None]:
         """Say that somebody waits for a notice of this stream, for as long as the context lasts."""
         return nullcontext()
-
-    async def renew(self, key: str, value: bytes, *, ttl_s: float) -> None:
-        """Write a lease that disappears unless it is renewed."""
-        ...
-
-    async def values(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the current value of each key."""
-        ...
-
-    async def discard(self, keys: Sequence[str]) -> None:
-        """Free the memory of keys that nobody will read again."""
-        ...
-
-    async def sweep(self, prefix: str) -> None:
-        """Remove every key that begins with ``prefix``; touches no other."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connections. Idempotent."""
-        ...
 
 
 @contextmanager
