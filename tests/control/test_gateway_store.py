@@ -84,14 +84,18 @@ def test_a_clients_life_of_a_generation(function):
             await store.sweep("")
             with pytest.raises(StoreLostError):
                 await store.check("g")
-            for shard in (
-                store.get("k"),
-                store.put("k", [], stream="", fields={}, guard="", ttl_s=1, maxlen=1),
-            ):
-                with pytest.raises(StoreError, match="shards do not go"):
-                    await shard
 
     asyncio.run(scenario())
+
+
+def test_the_function_takes_no_frames():
+    async def scenario():
+        asked = [("put", {"key": "k"}), ("get", {"key": "k"}), ("close", {})]
+        return gateway.read_answer(await gateway.answer(MemoryParameterStore("frameless"), asked))
+
+    for refusal in asyncio.run(scenario()):
+        assert isinstance(refusal, StoreError)
+        assert "does not go through the gateway" in str(refusal)
 
 
 def test_what_is_asked_together_goes_in_one_call_and_looks_wait_for_their_turn(function):
