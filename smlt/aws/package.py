@@ -199,23 +199,11 @@ def build_package(
         ConfigError: packages cannot be had, or something compiled would not load there.
     """
     machine = Machine(aws.python, aws.architecture)
-    requirements = aws.requirements
-    if requirements is None and (target.folder / _REQUIREMENTS).is_file():
-        requirements = target.folder / _REQUIREMENTS
     smlt = {name: path for name, path in smlt_files().items() if path.suffix not in COMPILED}
     core = core_files(machine, cache, aws.core)
     smlt |= {f"smlt/_core/{name}": path for name, path in core.items()}
-    asked_by = dict.fromkeys(WORKER_NEEDS, "smlt needs it")
-    extra = []
-    if torch:
-        extra.append(f"torch=={importlib.metadata.version('torch')}")
-        asked_by["torch"] = "the task is a TorchTask"
-    if requirements is not None:
-        text = requirements.read_text(encoding="utf-8", errors="replace")
-        for number, line in enumerate(text.splitlines(), 1):
-            asked_by.setdefault(plain_name(line), f"{requirements.name} line {number}")
-            if plain_name(line) == "torch":
-                extra = []
+    requirements = _requirements(target, aws)
+    asked_by, extra = _asked_by(requirements, torch=torch)
     wheels = fetch_wheels(requirements, extra, machine, cache)
     user = user_files(target, skip)
     bytecode, program = None, interpreter(machine.python)
@@ -240,6 +228,28 @@ def build_package(
         missing=missing,
         system_packages=tuple(aws.system_packages),
     )
+
+
+def _requirements(target: Target, aws: AwsConfig) -> Path | None:
+    """Return the file of requirements: the one that was named, else the one beside the task."""
+    beside = target.folder / _REQUIREMENTS
+    return aws.requirements or (beside if beside.is_file() else None)
+
+
+def _asked_by(requirements: Path | None, *, torch: bool) -> tuple[dict[str, str], list[str]]:
+    """Return who asks for each package, and what is to be fetched beside the requirements."""
+    asked_by = dict.fromkeys(WORKER_NEEDS, "smlt needs it")
+    extra = []
+    if torch:
+        extra.append(f"torch=={importlib.metadata.version('torch')}")
+        asked_by["torch"] = "the task is a TorchTask"
+    if requirements is not None:
+        text = requirements.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            asked_by.setdefault(plain_name(line), f"{requirements.name} line {number}")
+            if plain_name(line) == "torch":
+                extra = []
+    return asked_by, extra
 
 
 def _closure(names: Iterable[str], wheels: dict[str, Wheel]) -> set[str]:
