@@ -1,4 +1,4 @@
-"""A process's life in a drop-in session: seat, heartbeat, forming, failing and leaving."""
+"""A process's life in a drop-in session: seat, forming, failing and leaving."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Self
 
+from smlt.aggregation.heartbeat import Heartbeat
 from smlt.aggregation.rendezvous import (
     SESSION_S,
     Rendezvous,
@@ -30,9 +31,6 @@ from smlt.errors import (
     StoreUnreachableError,
 )
 from smlt.io.parameter_store import ParameterStore, written_by_us
-
-# Every so many heartbeats the leases of the others are read: half a lease at the usual ratio.
-_BEATS_PER_ROLL_CALL = 5
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +67,23 @@ class Session:
         """What the keys of frames begin with: nobody needs those of a session that is over."""
         self.awaited: list[Callable[[], str]] = []
         """Asked for what has been waited for the longest, in words; empty when nothing is."""
-        self._clock = clock
         self._rendezvous = Rendezvous(store, job, spec, limits, self.sign, clock=clock, draw=draw)
+        self._heartbeat = Heartbeat(
+            store, job, self._rendezvous, self.sign, spec.world_size, limits, clock=clock
+        )
         self.under_way = 0
         """Operations that wait for other ranks."""
         self._seat: Seat | None = None
         self._left: dict[int, int] = {}
-        self._silent: set[int] = set()
         self._told = False
         self._formed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self._seat = await self._rendezvous.find_seat()
+        beating = self._heartbeat.run(lambda: self.seat, self._formed.is_set, self._waits_for)
         self._tasks = [
-            asyncio.create_task(self._watched(self._heartbeat())),
+            asyncio.create_task(self._watched(beating)),
             asyncio.create_task(self._watched(self._follow())),
         ]
         return self
@@ -221,49 +221,10 @@ class Session:
         for callback in self.on_failure:
             callback(error)
 
-    async def _heartbeat(self) -> None:
-        renewed = self._clock()
-        while True:
-            seat = self.seat
-            self.sign.beat += 1
-            lease = self._rendezvous.keys.lease(seat.keys.generation, seat.nonce)
-            try:
-                await self.store.renew(lease, self.sign.pack(), ttl_s=self.limits.lease_s)
-                renewed = self._clock()
-            except StoreFullError:
-                # Whoever has filled the store makes room soon, and the lease holds until then.
-                if self._clock() - renewed > self.limits.lease_s:
-                    raise
-            if self._formed.is_set():
-                await self._look(seat)
-                if self.under_way and self.sign.beat % _BEATS_PER_ROLL_CALL == 0:
-                    await self._call_roll(seat)
-            await asyncio.sleep(self.limits.heartbeat_s)
-
-    async def _look(self, seat: Seat) -> None:
-        """Find out what the control stream may not have told: it is lost with the store."""
-        [marker] = await self.store.values([seat.keys.marker])
-        error = await self._rendezvous.ending(seat.session)
-        if error is None and marker is None:
-            error = StoreLostError(
-                f"the parameter store has lost job {self.job!r}: it was restarted or emptied; start"
-                " all ranks again"
-            )
-        if error is not None:
-            raise error
-
-    async def _call_roll(self, seat: Seat) -> None:
-        """Do not wait for the dead until the time limit. Twice silent: the store may have been."""
-        standing = await self._rendezvous.standing(seat.keys, self.spec.world_size)
-        dead = sorted(self._silent.intersection(standing.dead))
-        self._silent = set(standing.dead)
-        if dead:
-            awaited = next((words for ask in self.awaited if (words := ask())), "it")
-            raise RankMissingError(
-                f"rank {dead[0]} of job {self.job!r} died: nothing has been heard of it for more"
-                f" than {self.limits.lease_s:g} s, and step {self.sign.operation} waits for"
-                f" {awaited}"
-            )
+    def _waits_for(self) -> str:
+        if not self.under_way:
+            return ""
+        return next((words for ask in self.awaited if (words := ask())), "it")
 
     def begins(self, operation: int) -> None:
         """Note that this rank begins an operation.

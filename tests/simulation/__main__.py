@@ -29,7 +29,7 @@ COVERED = [
         "aggregation/step", "aggregation/transfer", "aggregation/collective",
         "aggregation/notices", "aggregation/window", "aggregation/wire",
         # The drop-in
-        "aggregation/session", "aggregation/rendezvous", "aggregation/exchange",
+        "aggregation/session", "aggregation/heartbeat", "aggregation/rendezvous", "aggregation/exchange",
         "aggregation/group",
         # A rank
         "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
