@@ -29,8 +29,8 @@ COVERED = [
         "aggregation/step", "aggregation/transfer", "aggregation/collective",
         "aggregation/notices", "aggregation/window", "aggregation/wire",
         # The drop-in
-        "aggregation/session", "aggregation/heartbeat", "aggregation/rendezvous", "aggregation/exchange",
-        "aggregation/group",
+        "aggregation/session", "aggregation/heartbeat", "aggregation/rendezvous",
+        "aggregation/exchange", "aggregation/group",
         # A rank
         "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
         "worker/step_reports", "worker/divergence_watch",
