@@ -4,8 +4,9 @@
 
 Prints a line for each fault and a summary. A fault that must cost a generation counts when the
 event log shows that one followed it; one that must cost nothing, when training went on in the
-generation that it befell. Exits with 1 when a digest differs, a job fails, or anything is left
-behind. The seed decides which faults come after how many steps, not how fast the machine is.
+generation that it befell. A job that meets its retry limit is resumed, once. Exits with 1 when a
+digest differs, a job fails, or anything is left behind. The seed decides which faults come after
+how many steps, not how fast the machine is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +38,8 @@ HARMLESS = {
 """Faults that a generation outlives."""
 ONCE = {"all workers", "frozen worker", "cloud"}
 """Costly in time: at most once in a job."""
+GAVE_UP = re.compile(r"\(3 times\)|failed 5 times|generations without a step")
+"""How a job's message ends that has met its retry limit."""
 LAST = 20
 """Steps without faults: a client that dies with its work done leaves nothing to compare."""
 HOSTILE = 0.3
@@ -50,7 +54,7 @@ class Chaos:
         self.rng = random.Random(seed)
         self.calm = calm
         self.began = time.monotonic()
-        self.jobs = self.wrong = 0
+        self.jobs = self.wrong = self.resumed = 0
         self.landed: Counter[str] = Counter()
 
     def say(self, text: str) -> None:
@@ -96,6 +100,12 @@ class Chaos:
 
     def compare(self, victim: Victim) -> None:
         ended = victim.client.end(LIMIT_S)
+        if ended.code == 1 and GAVE_UP.search(ended.err):
+            # So many faults without a step between are more than a job goes on after by itself.
+            self.resumed += 1
+            self.say(f"gives up after {victim.generations} generations, and is resumed")
+            victim.resume()
+            ended = victim.client.end(LIMIT_S)
         digest = json.loads(ended.out)["weights_digest"] if ended.out else None
         same = ended.code == 0 and digest == self.calm
         self.wrong += not same
@@ -111,7 +121,8 @@ class Chaos:
         costly = sum(count for name, count in self.landed.items() if name in COSTLY)
         return (
             f"{self.landed.total()} faults, {costly} of which cost a generation ({kinds}), "
-            f"in {self.jobs} jobs: {self.wrong} without the same digest"
+            f"in {self.jobs} jobs, {self.resumed} of them resumed after they had given up: "
+            f"{self.wrong} without the same digest"
         )
 
 

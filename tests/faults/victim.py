@@ -102,14 +102,18 @@ class Victim:
     def _stop(self) -> str:
         self.client.signal(signal.SIGINT)
         self.client.end(LIMIT_S)
-        self._go_on("resume")
+        self.resume()
         return "Ctrl-C, then resume"
 
     def _cloud(self) -> str:
         os.kill(self.job.cloud()["pid"], signal.SIGKILL)
         self.client.end(LIMIT_S)
-        self._go_on("resume")
+        self.resume()
         return "kill -9 of the embedded Lambda, then resume"
+
+    def resume(self) -> None:
+        """Go on with a job that has ended."""
+        self._go_on("resume")
 
     def _go_on(self, command: str) -> None:
         self.client = self.place.start(self.job.folder.name, "--json", "--quiet", command=command)
