@@ -115,7 +115,7 @@ def main() -> None:
     )
     print(text)
     if given.write:
-        (FOLDER / "OVERHEAD.md").write_text(HEAD + text)
+        (FOLDER / "OVERHEAD.md").write_text(f"{HEAD}\n{text}")
 
 
 HEAD = """# What it costs that nothing is lost
