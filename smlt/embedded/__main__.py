@@ -66,7 +66,10 @@ async def _run(config: ServiceConfig) -> None:
     async with Service(config, inherited=os.environ) as service:
         threading.Thread(target=_watch_stdin, args=(loop, service), daemon=True).start()
         print(json.dumps(service.ready()), flush=True)
-        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(service.wait_for_end())]
+        ends = [
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(service.lifetime.wait_for_end()),
+        ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
@@ -78,7 +81,7 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, service: Service) -> None:
         while os.read(0, 4096):
             pass
     with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(service.client_is_gone)
+        loop.call_soon_threadsafe(service.lifetime.client_is_gone)
 
 
 def _log_to(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,21 @@ from smlt.embedded.functions import FunctionVersion
 from smlt.embedded.isolation import Isolation
 from smlt.embedded.limits import Limits
 from smlt.embedded.log_streams import LogGroups
+
+INHERITED = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+)
+"""The user's own variables that a function gets: where programs are, and the credentials."""
+MARK = "_SMLT_CLOUD"
+"""The variable by which the janitor knows the processes of a cloud."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +75,22 @@ class Host:
         if self.isolation.namespace is None:
             variables.setdefault("TMPDIR", str(scratch))
         return variables
+
+
+def base_variables(inherited: Mapping[str, str], cloud_id: str) -> dict[str, str]:
+    """What processes get beside Lambda's variables."""
+    own = {key: inherited[key] for key in INHERITED if key in inherited}
+    usual = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "en_US.UTF-8"}
+    return {**usual, **own, MARK: cloud_id}
+
+
+def visible_paths(asked: Iterable[str]) -> list[str]:
+    """Paths below /tmp that stay visible to functions although they get a /tmp of their own.
+
+    Those that are asked for, and where this Python has its programs and packages.
+    """
+    paths = [*asked, sys.prefix, sys.base_prefix, sys.executable, *sysconfig.get_paths().values()]
+    # The first entry is the working directory's or empty, and no promise to functions.
+    paths += [entry for entry in sys.path if entry and Path(entry).is_dir()]
+    wanted = {form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}
+    return sorted(path for path in wanted if path == "/tmp" or path.startswith("/tmp/"))

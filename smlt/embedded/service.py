@@ -1,16 +1,13 @@
 """The embedded cloud put together: Lambda, its logs and Valkey over one run directory."""
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import logging
-import math
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +18,16 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from smlt.embedded.cloud_api import CloudApi
 from smlt.embedded.event_queue import EventQueue
 from smlt.embedded.fleet import Fleet
 from smlt.embedded.functions import Functions
-from smlt.embedded.host import Host
+from smlt.embedded.host import MARK, Host, base_variables, visible_paths
 from smlt.embedded.hostile import Hostility
 from smlt.embedded.invoke_api import InvokeApi
 from smlt.embedded.isolation import Isolation, detect
 from smlt.embedded.lambda_api import LambdaApi, answer_errors
+from smlt.embedded.lifetime import Lifetime
 from smlt.embedded.limits import Limits
 from smlt.embedded.log_streams import LogGroups
 from smlt.embedded.logs_api import LogsApi
@@ -75,13 +74,10 @@ class Service:
         self._cloud_id = uuid.uuid4().hex[:12]
         self._stack = AsyncExitStack()
         self._hostility = None if config.chaos is None else Hostility(config.chaos)
-        self._end_at = math.inf
         self._isolation: Isolation | None = None
         self._valkey: ValkeyServer | None = None
-        self._fleet: Fleet | None = None
-        self._events: EventQueue | None = None
         self._port = 0
-        self.ending = asyncio.Event()
+        self.lifetime = Lifetime(config.linger_s)
 
     async def __aenter__(self) -> Self:
         run_dir = self._config.run_dir
@@ -96,7 +92,7 @@ class Service:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self.ending.set()
+        self.lifetime.end()
         await self._stack.aclose()
 
     def ready(self) -> dict[str, Any]:
@@ -116,23 +112,6 @@ class Service:
             "isolation": self._isolation.as_json(),
             "notices": notices,
         }
-
-    def client_is_gone(self) -> None:
-        """End after the linger time, unless someone holds the cloud meanwhile."""
-        self._hold_until(time.monotonic() + self._config.linger_s)
-
-    async def wait_for_end(self) -> None:
-        """Return when the cloud is to end: asked to, or nobody has held it for long enough."""
-        while not self.ending.is_set():
-            left_s = self._end_at - time.monotonic()
-            if left_s <= 0:
-                logger.info("the client is gone and the linger time is over")
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ending.wait(), min(left_s, 1.0))
-
-    def _hold_until(self, moment: float) -> None:
-        self._end_at = moment
 
     async def _lock(self, path: Path) -> int:
         """Take the run directory. The janitor of a killed cloud holds it until all is clear."""
@@ -155,10 +134,11 @@ class Service:
     async def _open(self, lock: int) -> None:
         config, stack = self._config, self._stack
         shutil.rmtree(config.run_dir / "environments", ignore_errors=True)
-        base_env = self._base_env()
+        base_env = base_variables(self._inherited, self._cloud_id)
         if config.with_parameter_store:
             self._valkey = ValkeyServer(config.run_dir, env=base_env, maxmemory=config.maxmemory)
-        visible = self._visible()
+        own = [] if self._valkey is None else [str(self._valkey.directory)]
+        visible = visible_paths([str(config.run_dir), *config.visible, *own])
         isolation = self._isolation = await asyncio.to_thread(
             detect, config.isolation, self._cloud_id, visible
         )
@@ -177,34 +157,24 @@ class Service:
             now=self._now,
         )
         functions = Functions(config.limits, config.region, self._now)
-        self._fleet = await stack.enter_async_context(Fleet(functions, host))
-        self._events = await stack.enter_async_context(
-            EventQueue(self._fleet, config.limits, self._hostility)
-        )
-        self._port = await self._serve(functions, host)
+        fleet = await stack.enter_async_context(Fleet(functions, host))
+        self._port = await self._serve(functions, fleet, host)
         self._announce()
         for notice in self.ready()["notices"]:
             logger.warning("%s", notice)
 
-    async def _serve(self, functions: Functions, host: Host) -> int:
-        if self._fleet is None or self._events is None:
-            raise CloudError("the embedded cloud has not started yet")
+    async def _serve(self, functions: Functions, fleet: Fleet, host: Host) -> int:
+        events = await self._stack.enter_async_context(
+            EventQueue(fleet, host.limits, self._hostility)
+        )
         app = web.Application(
             client_max_size=host.limits.request_bytes,
             middlewares=[refuse_browsers, answer_errors],
         )
-        LambdaApi(functions, self._fleet, host).add_routes(app)
-        InvokeApi(functions, self._fleet, self._events, host, self._hostility).add_routes(app)
+        LambdaApi(functions, fleet, host).add_routes(app)
+        InvokeApi(functions, fleet, events, host, self._hostility).add_routes(app)
         LogsApi(host.logs).add_routes(app)
-        app.add_routes(
-            [
-                web.get("/_smlt/health", self._health),
-                web.get("/_smlt/environments", self._environments),
-                web.get("/_smlt/bill", self._bill),
-                web.post("/_smlt/hold", self._hold),
-                web.delete("/_smlt/cloud", self._end),
-            ]
-        )
+        CloudApi(self.ready, fleet, events, self.lifetime).add_routes(app)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         self._stack.push_async_callback(runner.cleanup)
         return await listen(runner)
@@ -223,7 +193,7 @@ class Service:
             remove += self._valkey.leftovers
         task = {
             "cgroups": isolation.tree.directories,
-            "mark": f"_SMLT_CLOUD={self._cloud_id}",
+            "mark": f"{MARK}={self._cloud_id}",
             "remove": remove,
         }
         logs = self._config.run_dir / "logs"
@@ -246,60 +216,6 @@ class Service:
             await asyncio.to_thread(janitor.wait, JANITOR_S)
         except subprocess.TimeoutExpired:
             logger.exception("the janitor did not end within %d s", JANITOR_S)
-
-    def _base_env(self) -> dict[str, str]:
-        """What processes get beside Lambda's variables; the credentials are the user's own."""
-        passed = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "AWS_PROFILE")
-        credentials = (
-            "AWS_ACCESS_KEY_ID",
-            "AWS_SECRET_ACCESS_KEY",
-            "AWS_SESSION_TOKEN",
-            "AWS_CONFIG_FILE",
-            "AWS_SHARED_CREDENTIALS_FILE",
-        )
-        env = {key: self._inherited[key] for key in passed + credentials if key in self._inherited}
-        return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "en_US.UTF-8", **env} | {
-            "_SMLT_CLOUD": self._cloud_id
-        }
-
-    def _visible(self) -> list[str]:
-        """Paths below /tmp that stay visible to functions although they get a /tmp of their own."""
-        paths = [str(self._config.run_dir), sys.prefix, sys.base_prefix, sys.executable]
-        paths += sysconfig.get_paths().values()
-        # The first entry is the working directory's or empty, and no promise to functions.
-        paths += [entry for entry in sys.path if entry and Path(entry).is_dir()]
-        paths += self._config.visible
-        if self._valkey is not None:
-            paths.append(str(self._valkey.directory))
-        wanted = {form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}
-        return sorted(path for path in wanted if path == "/tmp" or path.startswith("/tmp/"))
-
-    async def _health(self, request: web.Request) -> web.Response:
-        events = len(self._events) if self._events is not None else 0
-        return web.json_response({**self.ready(), "waiting_events": events})
-
-    async def _environments(self, request: web.Request) -> web.Response:
-        environments = self._fleet.environments if self._fleet is not None else ()
-        return web.json_response([one.describe() for one in environments])
-
-    async def _bill(self, request: web.Request) -> web.Response:
-        return web.json_response(self._fleet.bill if self._fleet is not None else {})
-
-    async def _hold(self, request: web.Request) -> web.Response:
-        """Live at least so many seconds from now, whoever started this cloud."""
-        try:
-            seconds = float((await request.json())["seconds"])
-        except (ValueError, KeyError, TypeError):
-            return web.Response(status=400, text='Send {"seconds": NUMBER}.')
-        is_ending = self._end_at < math.inf
-        if is_ending:
-            self._hold_until(max(self._end_at, time.monotonic() + seconds))
-        left_s = self._end_at - time.monotonic() if is_ending else None
-        return web.json_response({"ends": is_ending, "seconds_left": left_s})
-
-    async def _end(self, request: web.Request) -> web.Response:
-        self.ending.set()
-        return web.Response(status=202)
 
 
 def _holder_lives(lock: Path) -> bool:
