@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from smlt.cli.live import print_plain
 from smlt.cli.summary import to_json
+from smlt.cli.wording import print_plain
 from smlt.config import TrainConfig, find_objects, find_parameters
 from smlt.config.aws import AwsConfig
 from smlt.errors import ConfigError

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from smlt.cli.live import clock_time
+from smlt.cli.wording import clock_time
 
 if TYPE_CHECKING:  # SciPy is behind it
     from smlt.control.forecast import Forecast

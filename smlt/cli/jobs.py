@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from smlt.cli.live import clock_time, dollars, print_plain, render
+from smlt.cli.live import render
 from smlt.cli.summary import failure_text, success_text
+from smlt.cli.wording import clock_time, dollars, print_plain
 from smlt.control.progress import Progress, Summary
 from smlt.errors import UserError
 from smlt.messages import RankState

@@ -14,9 +14,9 @@ from rich.table import Table
 
 import smlt
 from smlt.cli.jobs import JobFolder, JobRecord, process_is_alive
-from smlt.cli.live import clock_time, print_plain
 from smlt.cli.summary import to_json
 from smlt.cli.train import EXIT_CODES, foreground
+from smlt.cli.wording import clock_time, print_plain
 from smlt.config import find_run_dir
 from smlt.config.resume import ResumeConfig
 from smlt.config.values import Duration, typed

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from smlt.cli.front_chart import draw
 from smlt.cli.lifecycle import job_folder
-from smlt.cli.live import clock_time, print_plain
 from smlt.cli.summary import failure_text, to_json
 from smlt.cli.train import EXIT_CODES, to_its_end
 from smlt.cli.train_options import NAMES
+from smlt.cli.wording import clock_time, print_plain
 from smlt.config import TrainConfig
 from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB
 from smlt.control.goals import size

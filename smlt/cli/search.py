@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from smlt.cli.live import print_plain
 from smlt.cli.summary import failure_text, to_json
 from smlt.cli.train import EXIT_CODES, to_its_end
 from smlt.cli.train_options import NAMES
+from smlt.cli.wording import print_plain
 from smlt.config import TrainConfig
 from smlt.errors import ConfigError
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smlt.cli.live import clock_time, dollars
+from smlt.cli.wording import clock_time, dollars
 from smlt.control.progress import Summary
 
 

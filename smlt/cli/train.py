@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from smlt.cli.crash import keep_traceback
-from smlt.cli.live import View, open_view, print_plain
+from smlt.cli.live import View, open_view
 from smlt.cli.summary import failure_text, success_text, to_json
+from smlt.cli.wording import print_plain
 from smlt.config import TrainConfig
 from smlt.control.progress import Progress, Summary
 from smlt.errors import JobHeldError, SmltError, UserError

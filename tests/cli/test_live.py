@@ -10,13 +10,10 @@ from smlt.cli.live import (
     Milestones,
     PlainView,
     QuietView,
-    clock_time,
-    dollars,
     open_view,
-    ranks,
-    remaining_s,
     render,
 )
+from smlt.cli.wording import clock_time, dollars, ranks, remaining_s
 from smlt.control.progress import Progress
 from smlt.messages import RankState
 
