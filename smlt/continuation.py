@@ -13,6 +13,7 @@ from typing import Any
 from smlt.aws.release import Release
 from smlt.config.resume import ResumeConfig
 from smlt.control.job import Job, this_client
+from smlt.control.kept_states import KeptStates
 from smlt.control.progress import Summary
 from smlt.control.run_folder import RunFolder
 from smlt.control.summary import summarise
@@ -63,6 +64,7 @@ class Continuation(Lead):
             objects = self._patient(store)
             job = await self._job(objects)
             wanted = self._wanted(job.state)
+            await self._check_end(job, objects)
             if self._parameters is not None and folder.release is None:
                 await check_server(self._parameters)
             with disk_errors(self._run_dir):
@@ -131,6 +133,18 @@ class Continuation(Lead):
             "stop_now": False,
             "ending": "",
         }
+
+    async def _check_end(self, job: Job, objects: ObjectStore) -> None:
+        """Start no workers for a job that has reached the end that it is given."""
+        changes, state = self._changes, job.state
+        if changes is None or state.status != "completed" or not changes.is_longer:
+            return
+        trained = await KeptStates(job, objects).trained(state.parent)
+        if not changes.is_further(state.spec, trained):
+            end = f"--steps {changes.steps}" if changes.steps else f"--epochs {changes.epochs}"
+            raise UserError(
+                f"Job {state.job_id} is complete at step {trained}: {end} is no further."
+            )
 
     def _recall(self, folder: RunFolder, state: JobState) -> None:
         """Count time and cost on from what the earlier client has written down."""

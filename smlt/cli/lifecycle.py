@@ -184,10 +184,11 @@ def clean(
         print(to_json({"removed": [] if dry_run else ids, "chosen": ids, "bytes": sum(sizes)}))
         return 0
     verb = "would remove" if dry_run else "removed"
+    rest = len(folder.all()) - (len(chosen) if dry_run else 0)
     for record, size in zip(chosen, sizes, strict=True):
         print_plain(Console(), f"{verb} {record.job_id} ({record.state}, {_in_words(size)})")
     count = f"{len(chosen)} job{'' if len(chosen) == 1 else 's'}"
-    print(f"{verb} {count}, {_in_words(sum(sizes))}; kept {len(folder.all())}")
+    print(f"{verb} {count}, {_in_words(sum(sizes))}; kept {rest}")
     return 0
 
 

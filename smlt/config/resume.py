@@ -62,6 +62,13 @@ class ResumeConfig:
         """Whether another end was asked for."""
         return self.epochs is not None or self.steps is not None
 
+    def is_further(self, spec: JobSpec, trained: int | None) -> bool:
+        """Whether a job that is complete, after so many steps, has anything left to do then."""
+        if self.steps is not None:
+            return trained is None or self.steps > trained
+        ends_early = spec.until is not None or spec.patience is not None
+        return ends_early or spec.epochs is None or (self.epochs or 0) > spec.epochs
+
     def spec(self, spec: JobSpec) -> JobSpec:
         """Return what the job is now to do; a new end replaces the old one, whatever its kind."""
         spec = replace(spec, pause_after=self.pause_after)

@@ -39,13 +39,23 @@ class KeptStates:
         manifest = self._objects.local_path(key)
         return f"{self._objects.url}/{key}" if manifest is None else str(manifest.parent)
 
+    async def trained(self, position: Position | None) -> int | None:
+        """Return the steps done there, as a user counts them; None where that cannot be read.
+
+        Evaluations are numbered steps too, but not counted.
+        """
+        if position is None:
+            return 0
+        try:
+            manifest = await checkpoint.read_manifest(
+                self._objects, self._job.state.job_id, position
+            )
+        except CheckpointError:
+            return None
+        return int(manifest.info.get("trained", 0))
+
     async def in_words(self, position: Position | None) -> str:
-        """Say what a user calls the step: evaluations are numbered steps too, but not counted."""
         if position is None:
             return "the beginning"
-        job_id = self._job.state.job_id
-        try:
-            manifest = await checkpoint.read_manifest(self._objects, job_id, position)
-        except CheckpointError:
-            return "a checkpoint that cannot be read"
-        return f"step {manifest.info.get('trained', 0)}"
+        step = await self.trained(position)
+        return "a checkpoint that cannot be read" if step is None else f"step {step}"

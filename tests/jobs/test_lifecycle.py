@@ -101,6 +101,8 @@ def test_stopped_job_is_resumed_by_another_number_of_workers(place):
     assert (resumed.summary["steps"], resumed.summary["workers"]) == (20, 1)
     again = place.smlt("resume", job.folder.name).check(2)
     assert "--epochs or --steps" in again.sentence
+    again = place.smlt("resume", job.folder.name, "--steps", "20").check(2)
+    assert "is complete at step 20: --steps 20 is no further" in again.sentence
     ended = place.smlt("attach", job.folder.name).check(2)
     assert "has ended (completed)" in ended.sentence
 
@@ -142,7 +144,7 @@ def test_jobs_are_listed_and_cleaned(place):
         "chosen": [],
         "bytes": 0,
     }
-    place.smlt("clean", ids[0], "--dry-run").check(0)
+    assert "; kept 1" in place.smlt("clean", ids[0], "--dry-run").check(0).out
     assert (place.run / "jobs" / ids[0]).exists()
     place.smlt("clean", ids[0]).check(0)
     left = [path for path in place.run.rglob("*") if ids[0] in str(path)]
