@@ -170,6 +170,7 @@ class JobSpec(_Plain):
     tries_plans: bool = False
     """Whether the first steps of a generation find out which shards and owners do best."""
     wire_dtype: str = "fp32"
+    """``fp32``, ``bf16``, ``fp16``, or ``auto``: the first steps find out whether bf16 pays."""
     cache_node: str | None = None
     """The type of ElastiCache node that the parameter store is, if its hours are to be counted."""
     link_mbps: float | None = None
@@ -305,14 +306,32 @@ class PhaseRecord(_Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardsRecord(_Plain):
+    """How gradients are cut and sent from a step on (``aggregation.plan_trials``)."""
+
+    step: int
+    text: str
+    """All of it, in words."""
+    shards: int
+    shard_bytes: int
+    """Of the largest, on the wire."""
+    aggregators: int
+    transfers: int
+    """Frames of one rank that are under way in each direction."""
+    wire_dtype: str
+    tried: dict[str, float] = field(default_factory=dict)
+    """Seconds of the shortest step of each way that was tried; empty where there was no choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport(_Plain):
     """What a rank tells the client through the reports stream."""
 
     rank: int
     kind: str
-    """steps, phases, evaluation, notice or plan."""
+    """steps, phases, shards, evaluation, notice or plan."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """Of kind steps: StepRecord each; of kind phases: PhaseRecord each."""
+    """Of kind steps: StepRecord each; of kind phases: PhaseRecord each; of shards: ShardsRecord."""
     step: int = 0
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)

@@ -35,10 +35,11 @@ class Aggregator:
             given.
         aggregators: how many ranks reduce shards; on S3 a quarter of them, unless given. Elsewhere,
             if neither is given, the first averages of each layout try a few ways, one average at a
-            time, and the best is kept.
+            time, and the best is kept (``shards``).
         wire_dtype: ``"bf16"`` or ``"fp16"`` sends float32, float16 and bfloat16 gradients rounded,
             in half the bytes; what rounding takes away is added to the next gradient of the same
-            names, shapes and dtypes.
+            names, shapes and dtypes. With ``"auto"`` the first averages of each layout find out
+            whether bf16 makes them a fifth shorter, and take it then: bits depend on times.
         lease_s: a rank that is silent for so many seconds is dead, and its place free again; 10,
             on S3 30, unless given.
 
@@ -85,6 +86,14 @@ class Aggregator:
     def requests(self) -> Mapping[str, int]:
         """How many requests of each kind this rank has sent to the store; S3 bills them."""
         return self._twin.requests
+
+    @property
+    def shards(self) -> Mapping[str, str]:
+        """How arrays of each layout travel, in words, once that is settled.
+
+        Where the first averages tried several ways, it says what they took; so does the log.
+        """
+        return self._twin.shards
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as resources:

@@ -227,6 +227,14 @@ def layout_of(found: Sequence[Item]) -> bytes:
     return "\n".join(f"{i.name} {i.dtype} {list(i.shape)}" for i in found).encode()
 
 
+def in_words(found: Sequence[Item]) -> str:
+    """Describe arrays in a line."""
+    layout = layout_of(found).decode().replace("\n", ", ")
+    if len(found) == 1:
+        return layout
+    return f"{len(found)} arrays: {layout[:200]}{' …' if len(layout) > 200 else ''}"
+
+
 def layout_digest(layout: bytes) -> str:
     return hashlib.sha256(layout).hexdigest()[:16]
 

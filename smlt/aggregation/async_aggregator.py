@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt.aggregation import options
-from smlt.aggregation.arrays import Item, is_wide, item, items, layout_of, stacked
+from smlt.aggregation.arrays import in_words, is_wide, item, items, stacked
 from smlt.aggregation.averaging import Averaging
 from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
 from smlt.aggregation.wire import check_dtype
-from smlt.config.sharding import is_open, sharding
+from smlt.config.sharding import AUTO, is_open, sharding
 from smlt.errors import ConfigError
 from smlt.io.stores import open_parameter_store
 
@@ -70,10 +70,8 @@ class AsyncAggregator:
             world_size=world_size,
             shard_bytes=shard_bytes,
             aggregators=owners,
-            tries_plans=is_open(
-                url, shard_mb=shard_mb, aggregators=aggregators, wire_dtype=wire_dtype
-            ),
-            wire_dtype=check_dtype(wire_dtype),
+            tries_plans=is_open(url, shard_mb=shard_mb, aggregators=aggregators),
+            wire_dtype=AUTO if wire_dtype == AUTO else check_dtype(wire_dtype),
         )
         limits = SessionLimits.of(
             url,
@@ -93,6 +91,11 @@ class AsyncAggregator:
     def requests(self) -> Mapping[str, int]:
         """See ``Aggregator.requests``."""
         return dict(self._session.store.requests)
+
+    @property
+    def shards(self) -> Mapping[str, str]:
+        """See ``Aggregator.shards``."""
+        return {} if self._averaging is None else self._averaging.shards
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as resources:
@@ -129,7 +132,7 @@ class AsyncAggregator:
         """See ``Aggregator.all_gather``."""
         source = item("array", array)
         room, rows = stacked(source, self.world_size)
-        what = f"all_gather of {_in_words([source])}"
+        what = f"all_gather of {in_words([source])}"
         await self._next(lambda group, _: group.all_gather(source.raw(), rows, what=what))
         return room
 
@@ -139,7 +142,7 @@ class AsyncAggregator:
         found = items(arrays, "arrays")
         parts = [each.raw() for each in found]
         data = np.concatenate([np.empty(0, np.uint8), *parts])
-        what = f"broadcast from {root} of {_in_words(found)}"
+        what = f"broadcast from {root} of {in_words(found)}"
         await self._next(lambda group, _: group.broadcast(data, root, what=what))
         if self.rank == root:
             return
@@ -184,8 +187,3 @@ class AsyncAggregator:
             self._averaging = Averaging(group)
             self._averaging.owe(self._owed)
         return self._group, self._averaging
-
-
-def _in_words(found: list[Item]) -> str:
-    layout = layout_of(found).decode()
-    return layout if len(found) == 1 else f"{len(found)} arrays: {layout[:200]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -14,6 +15,7 @@ from smlt.aggregation.arrays import (
     Flat,
     Item,
     difference,
+    in_words,
     is_wide,
     layout_digest,
     layout_of,
@@ -24,6 +26,9 @@ from smlt.aggregation.plan_trials import PlanTrials
 from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import UserError
+from smlt.io.frame import Dtype
+
+logger = logging.getLogger(__name__)
 
 # Flat buffers kept for the next step: fresh memory costs a page fault for every 4 KB.
 _KEPT_BUFFERS = 4
@@ -38,9 +43,16 @@ class Averaging:
         self._buffers: list[Flat] = []
         self._wires: dict[str, Wire] = {}
         self._trials: dict[str, PlanTrials] = {}
+        self._layouts: dict[str, str] = {}
         self.is_trial = False
         """Whether the operation that began last decides how the next ones are done."""
         self._owed_before: dict[str, Flat] = {}
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """How each layout travels, in words, where that is settled."""
+        settled = {digest: t for digest, t in self._trials.items() if t.is_over}
+        return {self._layouts[digest]: str(trials) for digest, trials in settled.items()}
 
     def begin(self, found: Sequence[Item], weight: float) -> Operation:
         """Number the operations, now, and return what does them.
@@ -79,25 +91,24 @@ class Averaging:
         self._wires.clear()
         self._owed_before = dict(owed)
 
-    def _wire(self, digest: str, elements: int) -> Wire:
-        if digest not in self._wires:
-            dtype = self._group.session.spec.wire_dtype
-            wire = self._wires[digest] = Wire.of(dtype, elements, self._group.world_size)
-            before = self._owed_before.pop(digest, None)
-            if before is not None and wire.owed is not None:
-                wire.owed[:] = before
-        return self._wires[digest]
+    def _wire(self, digest: str, dtype: Dtype, elements: int) -> Wire:
+        wire = self._wires.setdefault(digest, Wire())
+        wire.go_over(dtype, elements)
+        if wire.owed is not None and digest in self._owed_before:
+            wire.owed[:] = self._owed_before.pop(digest)
+        return wire
 
     def _average_narrow(self, found: list[Item], weight: float, digest: str) -> Operation:
         own = found[0].shared if len(found) == 1 and weight == 1.0 else None
         flat = self._buffer(sum(prod(item.shape) for item in found)) if own is None else own
         if digest not in self._trials:
             self._trials[digest] = self._group.trials(flat.size, tries=True)
+            self._layouts[digest] = in_words(found)
         trials = self._trials[digest]
         self.is_trial = not trials.is_over
         plan = trials.way.plan
         readiness = None if own is not None else Readiness()
-        wire = self._wire(digest, flat.size)
+        wire = self._wire(digest, trials.way.dtype, flat.size)
         reduction = self._group.reduce_flat(
             flat,
             weight=weight,
@@ -107,9 +118,15 @@ class Averaging:
             trials=trials,
             lane=None if wire.dtype == LOSSLESS else int(digest, 16),
         )
-        if readiness is None:
-            return reduction
-        return partial(self._copied, found, flat, plan, weight, readiness, reduction)
+        if readiness is not None:
+            reduction = partial(self._copied, found, flat, plan, weight, readiness, reduction)
+        return partial(self._tried, digest, reduction) if self.is_trial else reduction
+
+    async def _tried(self, digest: str, reduction: Operation) -> None:
+        await reduction()
+        if self._trials[digest].is_over:
+            job, layout = self._group.session.job, self._layouts[digest]
+            logger.info("job %s: %s: %s", job, layout, self._trials[digest])
 
     async def _copied(
         self,

@@ -23,7 +23,7 @@ from smlt.aggregation.lanes import Flat, Lane, Readiness
 from smlt.aggregation.plan_trials import PlanTrials, trials_of
 from smlt.aggregation.session import Session
 from smlt.aggregation.step import Membership
-from smlt.aggregation.wire import Wire
+from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
 
 T = TypeVar("T")
@@ -133,6 +133,7 @@ class Group:
             shard_bytes=spec.shard_bytes,
             aggregators=owners,
             tries=tries and spec.tries_plans,
+            wire_dtype=spec.wire_dtype if tries else LOSSLESS,
         )
 
     def reduce_flat(

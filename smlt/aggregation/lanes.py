@@ -109,7 +109,7 @@ class Lane:
             readiness.attach(reduction)
             result = await reduction.run()
             trials.learn(result.metas[0].metrics)
-            trials.took(reduction.phases.stop())
+            trials.took(way, reduction.phases.stop())
         finally:
             turn.done.set()
         told = sorted(result.metas[0].metrics)

@@ -33,7 +33,7 @@ def check_dtype(dtype: str) -> Dtype:
     for known in DTYPES:
         if dtype == known:
             return known
-    raise ConfigError(f"wire_dtype is {dtype!r}: write fp32, bf16 or fp16")
+    raise ConfigError(f"wire_dtype is {dtype!r}: write fp32, bf16, fp16 or auto")
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +57,12 @@ class Wire:
         if known == LOSSLESS or world_size == 1:
             return cls()
         return cls(known, np.zeros(elements, np.float32))
+
+    def go_over(self, dtype: Dtype, elements: int) -> None:
+        """Have the next steps travel in a dtype. In another one, what is owed is forgotten."""
+        if dtype != self.dtype:
+            self.dtype = dtype
+            self.owed = None if dtype == LOSSLESS else np.zeros(elements, np.float32)
 
     def nbytes(self, elements: int) -> int:
         """Return the bytes of so many values, without their frame."""

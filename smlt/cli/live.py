@@ -203,6 +203,7 @@ def render(progress: Progress) -> RenderableType:
         ("speed", " · ".join(speed(progress)), ""),
         ("cost", f"{cost(progress)} · {progress.billed_gb_s:,.1f} GB-s · {size(progress)}", ""),
         ("plan", progress.plan, ""),
+        ("shards", progress.shards.partition(";")[0], ""),
         ("ranks", ranks(progress.ranks), ""),
         ("slow", shorten(progress.slow, STALL_WIDTH, placeholder=" …"), "yellow"),
         ("stalled", shorten(progress.stalled, STALL_WIDTH, placeholder=" …"), "yellow"),

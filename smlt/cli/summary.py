@@ -41,6 +41,7 @@ def success_text(summary: Summary, *, here: Path, torch: bool) -> str:
     rows = [(name, f"{value:.6g}") for name, value in summary.metrics.items()] + [
         ("time", f"{clock_time(summary.seconds)} on {_size(summary)}"),
         ("phases", _phases(summary)),
+        ("shards", summary.shards),
         ("cost", _cost(summary)),
         ("model", model),
         ("best model", best),

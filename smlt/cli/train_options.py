@@ -36,7 +36,7 @@ _OPTIONS: dict[str, str | tuple[str, str]] = {
     "seed": ("N", "Decides all randomness [0]."),
     "aggregators": ("N", "Workers that average shards [found by first steps]."),
     "shard_mb": ("MB", "Largest shard of a gradient [found by first steps]."),
-    "wire_dtype": ("TYPE", "Send gradients as bf16 or fp16 [fp32]."),
+    "wire_dtype": ("TYPE", "Send gradients as bf16 or fp16; auto tries bf16 [fp32]."),
     "virtual_workers": ("N", "Parts of the data, a power of two [16 or more]."),
     "objects": ("URL", "s3://bucket/prefix; by default the run directory."),
     "s3_endpoint": ("URL", "An S3-compatible service [AWS]."),

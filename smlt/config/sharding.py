@@ -7,6 +7,8 @@ S3_SHARD_MB = 32.0
 S3_RANKS_PER_OWNER = 4
 LEASE_S = 10.0
 S3_LEASE_S = 30.0
+AUTO = "auto"
+"""As the dtype on the wire: the first steps decide whether gradients are rounded to bf16."""
 
 
 def sharding(
@@ -29,16 +31,13 @@ def lease(parameters: str | None) -> float:
     return S3_LEASE_S if is_billed(parameters) else LEASE_S
 
 
-def is_open(
-    parameters: str | None, *, shard_mb: float | None, aggregators: int | None, wire_dtype: str
-) -> bool:
-    """Whether the first steps may try several ways of cutting, and keep the best.
+def is_open(parameters: str | None, *, shard_mb: float | None, aggregators: int | None) -> bool:
+    """Whether the first steps may try several ways of cutting and sending, and keep the best.
 
-    Not where the user has chosen; nor on S3, where a worse way costs money; nor on a lossy wire,
-    where what is owed of rounding lies with the owners, so that bits would depend on times.
+    Not where the user has chosen; nor on S3, where a worse way costs money.
     """
     given = shard_mb is not None or aggregators is not None
-    return not (given or is_billed(parameters) or wire_dtype != "fp32")
+    return not (given or is_billed(parameters))
 
 
 def is_billed(parameters: str | None) -> bool:

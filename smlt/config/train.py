@@ -38,7 +38,7 @@ _PLATFORMS = ("local", "aws")
 _PASSWORD = re.compile(r"[^?]*//[^@/]*:[^@/]+@|.*[?&]password=")
 _PLAIN = re.compile(r"redis://(?!(?:127\.|localhost\b|\[::1\]))")
 _DETERMINISMS = ("exact", "fast")
-_WIRE_DTYPES = ("fp32", "bf16", "fp16")
+_WIRE_DTYPES = ("fp32", "bf16", "fp16", "auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +164,12 @@ class TrainConfig(TrainSettings):
         if self.determinism not in _DETERMINISMS:
             raise self._refuse("determinism", "write exact or fast.")
         if self.wire_dtype not in _WIRE_DTYPES:
-            raise self._refuse("wire_dtype", "write fp32, bf16 or fp16.")
+            raise self._refuse("wire_dtype", "write fp32, bf16, fp16 or auto.")
         if self.determinism == "exact" and self.wire_dtype != "fp32":
             raise self._refuse(
                 "wire_dtype",
-                "exact determinism needs gradients as they are, and this rounds them by rank, so "
-                "give fp32, or --determinism fast.",
+                "exact determinism needs gradients as they are, and this may round them by rank, "
+                "so give fp32, or --determinism fast.",
             )
         if self.aggregators is not None and not 1 <= self.aggregators <= self.workers:
             raise self._refuse(

@@ -51,10 +51,7 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
         "shard_bytes": shard_bytes,
         "aggregators": aggregators,
         "tries_plans": is_open(
-            config.parameters,
-            shard_mb=config.shard_mb,
-            aggregators=config.aggregators,
-            wire_dtype=config.wire_dtype,
+            config.parameters, shard_mb=config.shard_mb, aggregators=config.aggregators
         ),
         "wire_dtype": config.wire_dtype,
         "cache_node": config.cache_node,

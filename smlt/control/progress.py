@@ -39,6 +39,8 @@ class Progress:
     """Why it runs on so many workers of that size, or what is tried next."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, summed over the steps; the mean of the ranks. They overlap."""
+    shards: str = ""
+    """How gradients are cut and sent, and what the first steps found out about it."""
     slow: str = ""
     """Which ranks the others wait for in step after step, and how slow they are."""
     checkpoint: str = ""
@@ -69,6 +71,7 @@ class Progress:
             generations=self.generation,
             message=message,
             phases=dict(self.phases),
+            shards=self.shards,
             notices=list(self.notices),
         )
 
@@ -101,6 +104,8 @@ class Summary:
     """One sentence: why it ended."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, summed over the steps; the mean of the ranks. They overlap."""
+    shards: str = ""
+    """How gradients were cut and sent in the end."""
     traceback: str = ""
     """The worker's own, where a task's exception ended the job."""
     notices: list[str] = field(default_factory=list)

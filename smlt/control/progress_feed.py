@@ -12,7 +12,7 @@ import msgpack
 from smlt.control.event_log import EventLog
 from smlt.control.progress import Progress
 from smlt.control.store_bill import StoreBill
-from smlt.messages import PhaseRecord, RankState, StepRecord, WorkerReport
+from smlt.messages import PhaseRecord, RankState, ShardsRecord, StepRecord, WorkerReport
 
 # Rates are taken over this long; after this long without a step, what is waited for is named.
 _RATE_S = 5.0
@@ -73,6 +73,8 @@ class ProgressFeed:
         elif report.kind == "phases":
             for record in report.steps:
                 self._take_phases(report.rank, PhaseRecord.from_dict(record))
+        elif report.kind == "shards":
+            self._take_shards(*(ShardsRecord.from_dict(record) for record in report.steps))
         elif report.kind == "evaluation":
             self.progress.evaluation = report.metrics
             self.event("evaluation", step=report.step, epoch=report.epoch, metrics=report.metrics)
@@ -113,6 +115,10 @@ class ProgressFeed:
         self.progress.phases = {name: share * total for name, total in self._phases.items()}
         if self.on_phases is not None:
             self.on_phases(rank, record)
+
+    def _take_shards(self, record: ShardsRecord) -> None:
+        self.progress.shards = record.text
+        self.event("shards", **record.to_dict())
 
     def _rate(self) -> None:
         """Take the rates from the steps' own times: records arrive in batches."""

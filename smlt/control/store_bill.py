@@ -76,4 +76,4 @@ class StoreBill:
 
 def wire_bytes(wire_dtype: str, gradient_bytes: int) -> float:
     """Return how large a float32 gradient is as it travels."""
-    return gradient_bytes if wire_dtype == "fp32" else gradient_bytes / 2
+    return gradient_bytes / 2 if wire_dtype in ("bf16", "fp16") else gradient_bytes

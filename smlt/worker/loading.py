@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, TypeVar
 
-from smlt.aggregation.wire import Wire
+from smlt.aggregation.wire import LOSSLESS, Wire
+from smlt.config.sharding import AUTO
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
@@ -152,7 +153,7 @@ class Loader:
         if spec.determinism == EXACT and spec.wire_dtype != "fp32":
             raise ConfigError(
                 f"exact determinism needs gradients as they are, and {spec.wire_dtype} on the wire "
-                "rounds them by rank: use fp32, or --determinism fast"
+                "may round them by rank: use fp32, or --determinism fast"
             )
 
     def _check_samples(self, manifest: Manifest, samples: int) -> None:
@@ -268,7 +269,8 @@ class Loader:
     async def _wire(self, task: Task, manifest: Manifest, *, is_new: bool) -> Wire:
         elements = sum(prod(shape) for shape in task.averaged().values())
         ranks = self._roster.world_size
-        wire = Wire.of(self._spec.wire_dtype, elements, ranks)
+        dtype = LOSSLESS if self._spec.wire_dtype == AUTO else self._spec.wire_dtype
+        wire = Wire.of(dtype, elements, ranks)
         at, job_id = manifest.position, self._job.job_id
         if is_new:
             return wire  # what was owed was another model's

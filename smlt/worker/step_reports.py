@@ -8,8 +8,9 @@ from typing import Any
 
 from smlt.aggregation.metric_sums import Metrics
 from smlt.aggregation.phases import Phases
+from smlt.aggregation.plan_trials import PlanTrials
 from smlt.aggregation.step import StepResult
-from smlt.messages import PhaseRecord, StepRecord, WorkerReport
+from smlt.messages import PhaseRecord, ShardsRecord, StepRecord, WorkerReport
 from smlt.worker.generation import Generation
 from smlt.worker.schedule import Slot
 
@@ -60,6 +61,23 @@ class StepReports:
             batch_size=batch_size,
         )
         self._steps.append(record.to_dict())
+
+    async def shards(self, step: int, trials: PlanTrials) -> None:
+        """Tell how gradients travel once ``step`` training steps are done, and why so."""
+        if not self._tells_steps:
+            return
+        way = trials.way
+        record = ShardsRecord(
+            step=step,
+            text=str(trials),
+            shards=way.plan.shards,
+            shard_bytes=way.shard_bytes,
+            aggregators=len(way.plan.owners),
+            transfers=way.transfers,
+            wire_dtype=way.dtype,
+            tried={str(way): seconds for way, seconds in trials.times.items()},
+        )
+        await self._tell("shards", [record.to_dict()])
 
     async def evaluation(self, slot: Slot, metrics: dict[str, float]) -> None:
         """Tell what an evaluation has measured."""

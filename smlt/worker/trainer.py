@@ -78,6 +78,7 @@ class Trainer:
             shard_bytes=spec.shard_bytes,
             aggregators=spec.aggregators,
             tries=spec.tries_plans,
+            wire_dtype=spec.wire_dtype,
         )
         self._partition(self._trials.way.plan)
         self._tree = GradientTree(self._buffer, len(samples.portions))
@@ -98,6 +99,8 @@ class Trainer:
         """
         self.step = step
         try:
+            if self._trials.is_over:
+                await self._reports.shards(self._schedule.at(step).trained, self._trials)
             agreed = await self._until_agreed()
         except StoreError:
             raise  # nobody can be told anything
@@ -143,6 +146,7 @@ class Trainer:
         way = self._trials.way
         if way.plan is not self._plan:
             self._partition(way.plan)
+        self._wire.go_over(way.dtype, self._buffer.flat.size)
         metrics = self._trials.told()
         absent: frozenset[str] = frozenset()
 
@@ -183,9 +187,10 @@ class Trainer:
             await self._compute(self._task.apply, self._buffer.views, present)
         self.is_whole = True
         seconds = phases.stop()
-        self._trials.took(seconds)
         batch_size = self._samples.batch_size(slot.epoch)
         self._reports.record(slot, result, phases, seconds, batch_size)
+        if self._trials.took(way, seconds):
+            await self._reports.shards(slot.trained + 1, self._trials)
         return StepFlag(result.flags)
 
     def _partition(self, plan: ShardPlan) -> None:

@@ -114,7 +114,7 @@ def test_ranks_that_do_not_agree_on_the_wire_are_told():
 
 
 def test_a_dtype_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="write fp32, bf16 or fp16"):
+    with pytest.raises(ConfigError, match="write fp32, bf16, fp16 or auto"):
         Wire.of("fp8", 10, 2)
 
 

@@ -38,6 +38,7 @@ def progress(**changes):
         "elapsed_s": 42.9,
         "billed_gb_s": 72.4,
         "cost_usd": 0.001207,
+        "shards": "2 shards of 0.5 MB in fp32, 2 owners, 4 at a time; a step in 1 s, as usual 2 s",
     }
     return Progress(**fields | changes)
 
@@ -64,6 +65,7 @@ def test_everything_that_was_promised_is_shown():
         "≈ $0.0012 (estimated)",
         "72.4 GB-s",
         "4 workers of 1,769 MB",
+        "2 shards of 0.5 MB in fp32",
     ):
         assert part in text, part
 

@@ -56,7 +56,7 @@ class Ranks:
             try:
                 with Aggregator(url, rank=rank, **options) as aggregator:
                     results[rank] = act(aggregator, rank)
-            except Exception as error:
+            except BaseException as error:  # pytest's own among them
                 results[rank] = error
 
         chosen = range(world_size) if ranks is None else ranks
@@ -72,7 +72,7 @@ class Ranks:
         """Return what ``run`` does; raise the first error there is."""
         results = self.run(*args, **options)
         for result in results:
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 raise result
         return results
 

@@ -89,13 +89,13 @@ def open_rank(url, job, rank, world_size, **options):
 
 def test_a_rank_that_never_comes_is_named_after_the_time_limit(ranks, url):
     began = time.monotonic()
-    results = ranks.run(3, step, url, ranks=[0, 2], time_limit_s=1.0)
+    results = ranks.run(3, step, url, ranks=[0, 2], time_limit_s=3.0)
 
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
     for error in results:
         assert isinstance(error, RankMissingError)
         assert "rank 1 of job" in str(error)
-        assert "step 0 has waited for its shard 0 for 1 s" in str(error)
+        assert "step 0 has waited for its shard 0 for 3 s" in str(error)
 
 
 def test_a_rank_that_stays_away_later_is_named_with_step_and_shard(ranks, url):
@@ -344,7 +344,7 @@ def test_a_killed_rank_is_missed_by_its_lease_and_can_come_again(ranks, valkey):
         other.kill()
         dead.set()
         with pytest.raises(RankMissingError, match="rank 1 of job") as error:
-            step_of_process(aggregator)
+            some_steps_of_process(aggregator)
         return step_1, str(error.value)
 
     with Process(valkey.url, ranks.job, 1, 2) as other:
@@ -356,6 +356,12 @@ def test_a_killed_rank_is_missed_by_its_lease_and_can_come_again(ranks, valkey):
     )
     assert time.monotonic() - began < 20
     assert ranks.values(2, step, valkey.url, lease_s=1.0) == [0.5, 0.5]
+
+
+def some_steps_of_process(aggregator):
+    """More than one: a rank may have sent its part of the next one before it died."""
+    for _ in range(3):
+        step_of_process(aggregator)
 
 
 def step_of_process(aggregator):

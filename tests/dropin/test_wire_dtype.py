@@ -86,4 +86,4 @@ def test_float64_and_integers_travel_as_they_are(ranks, job):
 def test_a_dtype_that_is_none_is_refused(ranks, job):
     [error] = ranks.run(1, averaged, f"memory://{job}", wire_dtype="int8")
     assert isinstance(error, ConfigError)
-    assert "write fp32, bf16 or fp16" in str(error)
+    assert "write fp32, bf16, fp16 or auto" in str(error)

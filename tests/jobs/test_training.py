@@ -36,7 +36,12 @@ def test_every_rank_tells_where_its_time_went(place):
     options = ("--workers", "2", "--steps", "5", "--shard-mb", "0.0004", "--param", "width=1000")
     ended = place.train(SMALL, *options, "--trace", "--json").check(0)
     [folder] = place.run.glob("jobs/*/")
-    events = [e for e in read_events(folder / "events.jsonl") if e.name == "phases"]
+    log = list(read_events(folder / "events.jsonl"))
+    [told] = [e.fields for e in log if e.name == "shards"]
+    assert told["step"] == 0
+    assert (told["aggregators"], told["wire_dtype"], told["tried"]) == (2, "fp32", {})
+    assert ended.summary["shards"] == told["text"]
+    events = [e for e in log if e.name == "phases"]
     assert sorted((e.fields["rank"], e.fields["step"]) for e in events) == [
         (rank, step) for rank in (0, 1) for step in range(1, 6)
     ]
@@ -57,7 +62,7 @@ def test_every_rank_tells_where_its_time_went(place):
         assert not shards["UL-shard"] & shards["UL-aggr"]
         every = shards["UL-shard"] | shards["UL-aggr"]
         assert len(every) > 8, rank
-        assert every == set(range(len(every))), rank
+        assert every == set(range(told["shards"])), rank
     total = sum(event.fields["phases"]["compute"] for event in events) / 2
     assert ended.summary["phases"]["compute"] == pytest.approx(total, rel=1e-3)
 

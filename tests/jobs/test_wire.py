@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.harness import SMALL
+from smlt.report.events import read_events
 
 CALL = (SMALL, "--workers", "2", "--wire-dtype", "bf16", "--json", "--quiet")
 
@@ -34,7 +35,20 @@ def test_exact_determinism_refuses_it(place):
     refused = place.train(*CALL, "--determinism", "exact").check(2)
     assert "exact determinism needs gradients as they are" in refused.sentence
     refused = place.train(SMALL, "--wire-dtype", "fp8").check(2)
-    assert "write fp32, bf16 or fp16" in refused.sentence
+    assert "write fp32, bf16, fp16 or auto" in refused.sentence
+
+
+@pytest.mark.slow
+def test_the_first_steps_find_out_that_rounding_pays_on_a_slow_link(place):
+    call = (SMALL, "--workers", "2", "--link-mbps", "2")
+    call += ("--param", "width=200000", "--param", "lr=1e-6")
+    ended = place.train(*call, "--steps", "24", "--wire-dtype", "auto", "--json").check(0)
+    [log] = place.run.glob("jobs/*/events.jsonl")
+    [told] = [event.fields for event in read_events(log) if event.name == "shards"]
+    assert told["wire_dtype"] == "bf16"
+    assert told["step"] < 24
+    assert {" in bf16," in way for way in told["tried"]} == {True, False}
+    assert ended.summary["shards"] == told["text"]
 
 
 @pytest.mark.slow
