@@ -58,6 +58,7 @@ class Smlt:
             ServerAddress.parse(options.url),
             time_limit_s=LIMIT_S,
             dial=partial(connect, link=self._link),
+            threads=self._link is None,
         )
         keys = GenerationKeys(f"bench-{job}", 1)
         await store.mark(keys.marker, ttl_s=3600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from smlt.errors import FrameError, StoreFullError
 from smlt.io import frame
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ParameterStore
+from smlt.io.threads import Threads
 
 # Below this size a hop to another thread costs more than the work. Above, hops cost CPU time
 # (a sixth at 4 MB) but keep the event loop moving frames: steps took 0.7 of the time.
@@ -31,7 +33,9 @@ Shard = NDArray[np.float32]
 Room = NDArray[np.uint8]
 Result = TypeVar("Result")
 Offload = Callable[..., Awaitable[Any]]
-"""Run a blocking function elsewhere: ``asyncio.to_thread``, or at once under a simulator."""
+"""Run a function on another thread, and return or raise when it has ended, not before."""
+_THREADS = Threads(4, "smlt-reduce")
+os.register_at_fork(after_in_child=_THREADS.forget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Membership:
     """How long a rank may be kept waiting without anything arriving."""
     carried_bytes: int = 128 << 10
     """Shards up to this size travel in their notices, which saves a round trip for each reader."""
-    offload: Offload = asyncio.to_thread
+    offload: Offload = _THREADS.run
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -167,13 +171,7 @@ class Transfer:
         """Run a function in a thread if it works on much memory; it has ended when this has."""
         if nbytes < _OFFLOAD_BYTES:
             return function(*args)
-        running = asyncio.ensure_future(self.members.offload(function, *args))
-        try:
-            result: Result = await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # A thread cannot be cancelled, and must not write to memory that is in use again.
-            await asyncio.wait([running])
-            raise
+        result: Result = await self.members.offload(function, *args)
         return result
 
     def key(self, arrival: Arrival) -> str:

@@ -40,9 +40,11 @@ class ClusterStore(RoutedStore):
         *,
         time_limit_s: float,
         dial: Callable[..., Awaitable[Connection]] = connect,
+        threads: bool = False,
     ) -> None:
         self._address = address
         self._dial = dial
+        self._threads = threads
         self._time_limit_s = time_limit_s
         self._patience = ServerPatience(address.masked, time_limit_s)
         self._nodes: dict[tuple[str, int], ValkeyStore] = {}
@@ -116,7 +118,10 @@ class ClusterStore(RoutedStore):
         if place not in self._nodes:
             address = replace(self._address, host=place[0], port=place[1])
             self._nodes[place] = ValkeyStore(
-                address, time_limit_s=self._time_limit_s, dial=self._dial
+                address,
+                time_limit_s=self._time_limit_s,
+                dial=self._dial,
+                threads=self._threads,
             )
         return self._nodes[place]
 

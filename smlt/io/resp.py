@@ -95,6 +95,11 @@ class ReplyReader:
         self._into = into
         self._allowed = max_bytes + SCRATCH_BYTES
 
+    @property
+    def fills_value(self) -> bool:
+        """Whether all of the buffer will come: it is what a large value lacks."""
+        return self._bulk is not None and self._filled < self._bulk.nbytes
+
     def get_buffer(self, sizehint: int = -1) -> memoryview:
         """Return where to receive into; never empty."""
         if self._bulk is not None and self._filled < self._bulk.nbytes:

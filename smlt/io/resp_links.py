@@ -2,27 +2,25 @@
 
 Plain sockets are read and written directly, by ``recv_into`` and ``sendmsg`` whenever the event
 loop says they are ready: asyncio's transports join what they are given, and those of Python 3.11
-copy what they cannot send at once. TLS has to go through a transport.
+copy what they cannot send at once. TLS has to go through a transport. Large frames move in threads
+(``resp_threads``), unless their rate is limited or TLS is spoken.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Sequence
 
 from smlt.io.link_rate import LinkRate, TokenBucket
 from smlt.io.parameter_store import Buffer
-from smlt.io.resp import Command, RespError, check
+from smlt.io.resp import RespError, check
 from smlt.io.resp_connection import Connection
 from smlt.io.server_address import ServerAddress
+from smlt.io.server_socket import BUFFERS_PER_CALL, greeting, open_socket, unsent
 
-BUFFERS_PER_CALL = 512
-"""Below IOV_MAX, which is 1024 on Linux and macOS."""
 READS_PER_WAKE = 8
 TLS_CHUNK_BYTES = 256 << 10
-UNIX_SEND_BYTES = 1 << 20
 
 
 class _SocketLink:
@@ -66,16 +64,16 @@ class _SocketLink:
         self._loop.add_reader(self._socket, self._readable)
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
-        unsent = [memoryview(buffer) for buffer in buffers]
+        left = [memoryview(buffer) for buffer in buffers]
         watched = False
         up = self._up
         try:
-            while unsent:
+            while left:
                 if up is not None:
                     await up.turn()
                 try:
                     sent = self._socket.sendmsg(
-                        unsent[:BUFFERS_PER_CALL] if up is None else _first(unsent, up.piece)
+                        left[:BUFFERS_PER_CALL] if up is None else _first(left, up.piece)
                     )
                 except BlockingIOError:
                     if not watched:
@@ -86,7 +84,7 @@ class _SocketLink:
                 if up is not None:
                     up.spend(sent)
                 self._connection.progress()
-                unsent = _after(unsent, sent)
+                left = unsent(left, sent)
         finally:
             if watched and self._connection.usable:
                 self._loop.remove_writer(self._socket)
@@ -179,22 +177,11 @@ async def connect(
     try:
         async with asyncio.timeout(silence_s):
             await _link(connection, address, link)
-            check(await connection.exchange(_greeting(address), silence_s=silence_s))
+            check(await connection.exchange(greeting(address), silence_s=silence_s))
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _greeting(address: ServerAddress) -> list[Command]:
-    commands: list[Command] = []
-    if address.password:
-        user = (address.username.encode(),) if address.username else ()
-        commands.append((b"AUTH", *user, address.password.encode()))
-    if address.db:
-        commands.append((b"SELECT", b"%d" % address.db))
-    # A server that is still loading its data, or wants a password, says so now.
-    return [*commands, (b"PING",)]
 
 
 async def _link(connection: Connection, address: ServerAddress, rate: LinkRate | None) -> None:
@@ -205,42 +192,8 @@ async def _link(connection: Connection, address: ServerAddress, rate: LinkRate |
         connection.attach(link)
         await loop.create_connection(lambda: link, address.host, address.port, ssl=context)
         return
-    sock = await (_unix_socket(address.path) if address.path else _tcp_socket(address))
+    sock = await open_socket(address)
     connection.attach(_SocketLink(connection, sock, rate))
-
-
-async def _unix_socket(path: str) -> socket.socket:
-    sock = await _connected(socket.AF_UNIX, path)
-    # TCP tunes its buffers by itself; a unix socket's default wakes the sender every 200 KB.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
-    return sock
-
-
-async def _tcp_socket(address: ServerAddress) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    for family, _, _, _, target in found[:-1]:
-        with contextlib.suppress(OSError):
-            return _tuned(await _connected(family, target))
-    family, _, _, _, target = found[-1]
-    return _tuned(await _connected(family, target))
-
-
-def _tuned(sock: socket.socket) -> socket.socket:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return sock
-
-
-async def _connected(family: int, target: object) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    try:
-        await asyncio.get_running_loop().sock_connect(sock, target)  # type: ignore[arg-type]
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _first(buffers: list[memoryview], nbytes: int) -> list[memoryview]:
@@ -252,12 +205,3 @@ def _first(buffers: list[memoryview], nbytes: int) -> list[memoryview]:
         if not nbytes:
             break
     return first
-
-
-def _after(buffers: list[memoryview], sent: int) -> list[memoryview]:
-    """What is left of the buffers once ``sent`` bytes are gone."""
-    for i, buffer in enumerate(buffers):
-        if sent < buffer.nbytes:
-            return [buffer[sent:], *buffers[i + 1 :]]
-        sent -= buffer.nbytes
-    return []

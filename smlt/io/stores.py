@@ -56,7 +56,7 @@ def open_parameter_store(url: str, *, time_limit_s: float) -> ParameterStore:
         dial = partial(connect, link=link)
         servers = [
             (ClusterStore if each.is_cluster else ValkeyStore)(
-                each, time_limit_s=time_limit_s, dial=dial
+                each, time_limit_s=time_limit_s, dial=dial, threads=link is None
             )
             for each in addresses
         ]

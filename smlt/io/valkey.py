@@ -14,6 +14,7 @@ from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, Pa
 from smlt.io.resp import Argument, Command, Reply, RespError, check
 from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
+from smlt.io.resp_threads import LARGE_BYTES, FrameThreads
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_errors import ServerPatience
 from smlt.io.valkey_control import ControlClient
@@ -40,13 +41,22 @@ class ValkeyStore(ParameterStore):
         time_limit_s: float,
         connections: int = CONNECTIONS,
         dial: Callable[..., Awaitable[Connection]] = connect,
+        threads: bool = False,
     ) -> None:
-        """Store where the server is; ``dial`` opens connections as ``resp_links.connect`` does."""
+        """Store where the server is; ``dial`` opens connections as ``resp_links.connect`` does.
+
+        With ``threads``, large frames go past it, where TLS allows.
+        """
         self._address = address
         self._dial = dial
         self._patience = ServerPatience(address.masked, time_limit_s)
         self._silence_s = self._patience.silence_s
         self._data = ConnectionPool(self._connect, connections)
+        self._large = (
+            FrameThreads(address, size=connections, silence_s=self._silence_s)
+            if threads and address.tls is None
+            else None
+        )
         # Blocking reads have connections of their own, or they would keep shards waiting.
         self._readers = ConnectionPool(self._connect, READERS)
         self._control = ControlClient(address, silence_s=self._silence_s)
@@ -96,6 +106,7 @@ class ValkeyStore(ParameterStore):
                 (b"PEXPIRE", name, ttl),
                 (b"EXEC",),
             ],
+            nbytes=sum(piece.nbytes for piece in value),
         )
         if self._patience.checked(_marker, replies) is None:
             # What was written has no reader, and expires.
@@ -105,7 +116,13 @@ class ValkeyStore(ParameterStore):
         self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
     ) -> memoryview | None:
         command = (b"GET", key.encode())
-        [reply] = await self._exchange(self._data, [command], into=into, max_bytes=max_bytes)
+        [reply] = await self._exchange(
+            self._data,
+            [command],
+            into=into,
+            max_bytes=max_bytes,
+            nbytes=0 if into is None else into.nbytes,
+        )
         if isinstance(reply, memoryview):
             return reply
         if not isinstance(reply, bytes):
@@ -174,6 +191,8 @@ class ValkeyStore(ParameterStore):
 
     async def close(self) -> None:
         self._data.close()
+        if self._large is not None:
+            self._large.close()
         self._readers.close()
         await self._control.close()
 
@@ -187,13 +206,20 @@ class ValkeyStore(ParameterStore):
         *,
         into: memoryview | None = None,
         max_bytes: int = MAX_FRAME_BYTES,
+        nbytes: int = 0,
     ) -> list[Reply]:
+        """Exchange commands that carry, or ask for, ``nbytes``."""
+        large = self._large if nbytes >= LARGE_BYTES else None
+
         async def attempt() -> list[Reply]:
             self._requests["reads" if pool is self._readers else "data"] += 1
-            async with pool.connection() as connection:
-                replies = await connection.exchange(
-                    commands, silence_s=self._silence_s, into=into, max_bytes=max_bytes
-                )
+            if large is not None:
+                replies = await large.exchange(commands, into=into, max_bytes=max_bytes)
+            else:
+                async with pool.connection() as connection:
+                    replies = await connection.exchange(
+                        commands, silence_s=self._silence_s, into=into, max_bytes=max_bytes
+                    )
             check(replies)
             return replies
 

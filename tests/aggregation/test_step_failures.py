@@ -277,7 +277,7 @@ def test_nothing_writes_to_the_buffer_once_the_step_has_failed():
     async def run():
         async with world(2) as ranks:
             members = ranks[0].members
-            slowed = partial(asyncio.to_thread, slow)
+            slowed = partial(members.offload, slow)
             object.__setattr__(members, "offload", slowed)
             flats = case.gradients[0].copy()
             plan = case.plan(1, 4 * case.elements)
