@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import time
 
 import pytest
@@ -12,9 +13,14 @@ from s3_servers import CutError, Fault
 from servers import eventually
 
 from smlt.errors import StoreLostError, StoreUnreachableError
+from smlt.io.s3_address import S3Address
+from smlt.io.s3_client import S3Client
+from smlt.io.s3_expiring import ExpiringObjects
 from smlt.io.s3_notices import NoticeName
 from smlt.io.s3_parameters import S3ParameterStore
 from smlt.io.s3_polling import Pace
+from smlt.io.s3_seen import SeenStream
+from smlt.io.s3_streams import S3Streams
 from smlt.io.stores import open_parameter_store
 
 _numbers = itertools.count()
@@ -39,7 +45,7 @@ class TestS3ParameterStore(ParameterStoreContract):
     def opened(self, bucket):
         return lambda: open_parameter_store(bucket, time_limit_s=30)
 
-    # What a client has seen of a stream it keeps; frames and markers expire all the same.
+    # Notices that a client has seen do not expire for it; frames and markers do all the same.
     test_frames_streams_and_markers_expire = None
     # 400 requests and more: below, with fewer.
     test_a_stream_keeps_its_last_notices = None
@@ -257,6 +263,62 @@ def test_a_bucket_that_stays_busy_is_given_up(moto, opened, name):
             moto.before = busy
             with pytest.raises(StoreUnreachableError, match="it answers SlowDown"):
                 await put(store, name)
+
+    asyncio.run(scenario())
+
+
+def timed(seconds):
+    return NoticeName.timed({"at": b"%d" % seconds}, 1e9 + seconds)[0]
+
+
+def test_what_was_read_is_forgotten_but_for_the_last():
+    """A step a second for a quarter of an hour, with a reader behind it."""
+    known, after, kept = SeenStream("s", 0.0, kept=50), 0, 50
+    for second in range(900):
+        name = timed(second)
+        assert known.is_new(name)
+        known.add(name, NoticeName.fields(name))
+        assert not known.is_new(name)
+        if second % 10 == 9:
+            found = known.behind(after, 1000)
+            assert [int(notice.fields["at"]) for notice in found] == [
+                *range(second - 9, second + 1)
+            ]
+            after = int(found[-1].id.partition("-")[0])
+        assert len(known.behind(0, 1000)) <= 2 * kept + 20
+        assert sys.getsizeof(known._names) < 50_000, "names are kept for ever"
+    assert not known.is_new(timed(5)), "a folder is listed whole on S3 Express"
+    assert not known.lacks(0), "nobody can tell what their writers have trimmed"
+
+
+def test_a_reader_that_lags_misses_nothing():
+    known = SeenStream("s", 0.0, kept=5)
+    for number in range(1, 101):
+        known.add(NoticeName.numbered(number), {"n": b"%d" % number})
+    seen, after = [], 0
+    while found := known.behind(after, 7):
+        seen += [int(notice.fields["n"]) for notice in found]
+        after = int(found[-1].id.partition("-")[0])
+    assert seen == [*range(1, 101)]
+
+
+def test_a_reader_that_comes_late_hears_from_the_bucket_what_the_client_has_forgotten(bucket):
+    async def scenario():
+        client = S3Client(S3Address.parse(bucket), time_limit_s=30)
+        streams = S3Streams(ExpiringObjects(client, None), kept=2)
+        try:
+            for number in range(8):
+                await streams.append("s", {"n": b"%d" % number}, 60)
+            after = {"s": "0"}
+            while found := await streams.read(after, wait_s=0, limit=3):
+                after = {"s": found[-1].id}
+            late = await streams.read({"s": "0"}, wait_s=0, limit=100)
+            assert [notice.fields["n"] for notice in late] == [b"%d" % n for n in range(8)]
+            await streams.append("s", {"n": b"8"}, 60)
+            [found] = await streams.read(after, wait_s=5, limit=100)
+            assert found.fields["n"] == b"8", "the first reader goes on where he was"
+        finally:
+            await client.close()
 
     asyncio.run(scenario())
 
