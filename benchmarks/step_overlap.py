@@ -10,7 +10,7 @@ from benchmarks.step_schemes import Smlt
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.phases import COMPUTE
 
-WIDTH, LAYERS, SAMPLES = 1024, 5, 2048
+WIDTH, LAYERS, SAMPLES = 512, 20, 2048
 
 
 def elements():

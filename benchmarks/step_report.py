@@ -1,6 +1,5 @@
 """STEP.md and its charts, from what `python -m benchmarks.bench_step` measured."""
 
-import json
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,7 +16,13 @@ In every round each scheme takes one step; ratios are of neighbouring steps, the
 95 % confidence interval by bootstrap. Absolute times wander with the machine's load.
 `benchmarks/step_schemes.py` says what each scheme does.
 """
-HIDDEN = ("spans", "phases", "ranks", "MB", "pairs")
+HIDDEN = ("spans", "phases", "ranks", "MB", "pairs", "commit")
+ORDER = [
+    "bench_large", "bench_small", "bench_link", "bench_overlap", "bench_memory", "bench_scaling",
+]  # fmt: skip
+PHASES_OF = "bench_large[gloo-relay-4-100-unix]"
+REASONS = Path(__file__).parent / "step_reasons.md"
+"""Why what misses its target does, as measured; written by hand."""
 # The most that each figure is to be.
 TARGETS = {
     "time / paper": 0.2,
@@ -31,45 +36,43 @@ TARGETS = {
 PHASES = ("UL-shard", "DL-shard", "reduce", "UL-aggr", "DL-grad")
 
 
-def write_report(files, folder: Path) -> None:
-    benches, commit = [], ""
-    for file in files:
-        measured = json.loads(file.read_text())
-        benches += measured["benchmarks"]
-        commit = measured["commit_info"]["id"]
-    lines = [PREAMBLE, *environment(commit), ""]
+def write_report(cases: dict[str, dict], folder: Path) -> None:
+    """Write STEP.md and its charts from the newest result of each case, by its name."""
+    commits = ", ".join(dict.fromkeys(case["commit"] for case in cases.values()))
+    lines = [PREAMBLE, *environment(commits), ""]
     lines += ["| case | pairs | figure | value | target |", "|---|--:|---|--:|---|"]
-    for bench in benches:
-        lines += _rows(bench)
-    lines += ["", *_pictures(benches, folder)]
+    ordered = sorted(cases, key=lambda name: (ORDER.index(name.partition("[")[0]), name))
+    for name in ordered:
+        lines += _rows(name, cases[name])
+    lines += ["", *REASONS.read_text().splitlines()] if REASONS.exists() else []
+    lines += ["", *_pictures(cases, folder)]
     (folder / "STEP.md").write_text("\n".join(lines) + "\n")
 
 
-def _rows(bench):
-    info = bench["extra_info"]
-    case = f"{bench['name'].removeprefix('bench_')} (n = {info['ranks']}, {info['MB']:g} MB)"
-    for name, value in info.items():
-        if name in HIDDEN:
+def _rows(name, info):
+    case = f"{name.removeprefix('bench_')} (n = {info['ranks']}, {info['MB']:g} MB)"
+    for figure, value in info.items():
+        if figure in HIDDEN:
             continue
         middle = value[0] if isinstance(value, list) else value
         shown = f"{value[0]} ({value[1]}–{value[2]})" if isinstance(value, list) else f"{value:g}"
-        bound = info["allowed MB"] if name == "peak MB" else TARGETS.get(name)
+        bound = info["allowed MB"] if figure == "peak MB" else TARGETS.get(figure)
         target = "" if bound is None else f"{'✓' if middle <= bound else '✗'} ≤ {bound:g}"
-        yield f"| {case} | {info['pairs']} | {name} | {shown} | {target} |"
+        yield f"| {case} | {info['pairs']} | {figure} | {shown} | {target} |"
         case = ""
 
 
-def _pictures(benches, folder):
+def _pictures(cases, folder):
     found = []
-    scaling = [b["extra_info"] for b in benches if b["name"].startswith("bench_scaling")]
+    scaling = [info for name, info in cases.items() if name.startswith("bench_scaling")]
     if scaling:
+        scaling.sort(key=lambda info: info["ranks"])
         _draw_scaling(scaling, folder / "step_scaling.png")
         found.append("![A step on a limited link, by number of ranks](step_scaling.png)")
-    for name, title in (("bench_large[4-100-unix]", "phases"), ("bench_overlap", "overlap")):
-        for bench in benches:
-            if bench["name"] == name:
-                _draw_spans(bench["extra_info"], name, folder / f"step_{title}.png")
-                found.append(f"![When rank 0 moved what, in {name}](step_{title}.png)")
+    for name, title in ((PHASES_OF, "phases"), ("bench_overlap", "overlap")):
+        if name in cases:
+            _draw_spans(cases[name], name, folder / f"step_{title}.png")
+            found.append(f"![When rank 0 moved what, in {name}](step_{title}.png)")
     return found
 
 
