@@ -17,6 +17,8 @@ from smlt.io.parameter_store import CARRIED, Notice, ParameterStore
 
 # A blocked read returns at least this often, so that closing never waits long.
 _READ_S = 1.0
+# One field for all: readers pay for each.
+_ARRIVAL = "arrival"
 
 
 class Arrival(NamedTuple):
@@ -29,7 +31,7 @@ class Arrival(NamedTuple):
 
     @property
     def fields(self) -> dict[str, bytes]:
-        return {name: b"%d" % value for name, value in self._asdict().items()}
+        return {_ARRIVAL: b"%d %d %d %d" % self}
 
     @classmethod
     def parse(cls, fields: Mapping[str, bytes]) -> Arrival:
@@ -39,7 +41,7 @@ class Arrival(NamedTuple):
             FrameError: they are not those of a shard.
         """
         try:
-            step, shard, rank, is_mean = (int(fields[name]) for name in cls._fields)
+            step, shard, rank, is_mean = map(int, fields[_ARRIVAL].split())
         except (KeyError, ValueError) as exc:
             raise FrameError(f"a notice announces no shard: {dict(fields)!r:.200}") from exc
         return cls(step, shard, rank, bool(is_mean))
@@ -133,16 +135,23 @@ class Notices:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         waiter = self._waiters[arrival] = loop.create_future()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            left_s = max(begun, self._heard) + limit_s - loop.time()
+            if left_s > 0:
+                timer = loop.call_later(left_s, look)
+            elif not waiter.done():
+                sentence = f"{arrival} did not come within {limit_s:g} s, in step {arrival.step}"
+                waiter.set_exception(RankMissingError(sentence))
+
+        timer = loop.call_later(limit_s, look)
         try:
             with self._store.expecting(self._means if arrival.is_mean else self._contributions):
-                while not waiter.done():
-                    left_s = max(begun, self._heard) + limit_s - loop.time()
-                    if left_s <= 0:
-                        raise RankMissingError(
-                            f"{arrival} did not come within {limit_s:g} s, in step {arrival.step}"
-                        )
-                    await asyncio.wait([waiter], timeout=left_s)
+                await waiter
         finally:
+            timer.cancel()
             del self._waiters[arrival]
         self.check()
         return self._arrived[arrival].frame

@@ -22,6 +22,8 @@ SMALL_BYTES = 16 << 10
 """Bulk strings up to this size come as bytes; larger ones are received in place, as a view."""
 MAX_DEPTH = 8
 MAX_ELEMENTS = 1 << 20
+_TEXT, _ERROR, _NUMBER, _BULK, _ARRAY = b"+-:$*"
+_UNENDED = "a bulk string of the reply does not end where it says"
 
 
 class RespError(Exception):
@@ -116,43 +118,48 @@ class ReplyReader:
             self._filled += nbytes
             return
         self._end += nbytes
-        while self._advance():
-            pass
+        self._parse()
         self._compact()
 
-    def _advance(self) -> bool:
-        """Take one element off the scratch buffer; False when more bytes are needed."""
-        if self._bulk is not None:
-            return self._finish_bulk(self._bulk)
-        found = self._text.find(b"\r\n", self._start, self._end)
-        if found < 0:
-            if self._end - self._start == SCRATCH_BYTES:
-                raise RespError(f"a line of the reply is longer than {SCRATCH_BYTES} bytes")
-            return False
-        line = bytes(self._text[self._start : found])
-        self._start = found + 2
-        self._element(line)
-        return True
-
-    def _element(self, line: bytes) -> None:
-        kind, text = line[:1], line[1:]
-        self._take(len(line) + 2)
-        if kind == b"+":
-            self._emit(text)
-        elif kind == b"-":
-            self._emit(ErrorReply(text.decode("utf-8", "replace")))
-        elif kind == b":":
-            self._emit(_integer(text))
-        elif kind == b"$":
-            self._begin_bulk(_integer(text)) if text != b"-1" else self._emit(None)
-        elif kind == b"*":
-            self._begin_array(_integer(text))
-        else:
-            raise RespError(f"the reply begins with {line[:16]!r}, which is no RESP2")
+    def _parse(self) -> None:
+        """Take all elements that are whole off the scratch buffer. This is where replies cost."""
+        text = self._text
+        while self._bulk is None or self._finish_bulk(self._bulk):
+            start, end = self._start, self._end
+            stop = text.find(b"\r\n", start, end)
+            if stop < 0:
+                if end - start == SCRATCH_BYTES:
+                    raise RespError(f"a line of the reply is longer than {SCRATCH_BYTES} bytes")
+                return
+            kind, line = text[start], text[start + 1 : stop]
+            value: Reply
+            if kind == _BULK and line != b"-1":
+                length = _integer(line)
+                if length > SMALL_BYTES or length < 0:
+                    self._take(stop + 2 - start)
+                    self._begin_bulk(length)
+                    continue
+                begin, stop = stop + 2, stop + 2 + length
+                if length > self._allowed:
+                    self._allow(length)
+                if stop + 2 > end:
+                    return
+                if text[stop : stop + 2] != b"\r\n":
+                    raise RespError(_UNENDED)
+                value = bytes(text[begin:stop])
+            elif kind == _ARRAY:
+                self._take(stop + 2 - start)
+                self._begin_array(_integer(line))
+                continue
+            else:
+                value = _simple(kind, bytes(line))
+            self._take(stop + 2 - start)
+            self._emit(value)
 
     def _begin_bulk(self, length: int) -> None:
-        self._take(length)
-        if length > SMALL_BYTES and self._into is not None and length <= self._into.nbytes:
+        """Go on with a large value, as much of it as has come."""
+        self._allow(length)
+        if self._into is not None and length <= self._into.nbytes:
             self._bulk = self._into.cast("B")[:length]
             self._into = None
         else:
@@ -166,10 +173,10 @@ class ReplyReader:
         if self._filled < bulk.nbytes or self._end - self._start < 2:
             return False
         if self._text[self._start : self._start + 2] != b"\r\n":
-            raise RespError("a bulk string of the reply does not end where it says")
+            raise RespError(_UNENDED)
         self._start += 2
         self._bulk = None
-        self._emit(bytes(bulk) if bulk.nbytes <= SMALL_BYTES else bulk.toreadonly())
+        self._emit(bulk.toreadonly())
         return True
 
     def _begin_array(self, count: int) -> None:
@@ -191,6 +198,11 @@ class ReplyReader:
         self._on_reply(value)
 
     def _take(self, nbytes: int) -> None:
+        """Go on behind so many bytes of the scratch buffer."""
+        self._start += nbytes
+        self._allow(nbytes)
+
+    def _allow(self, nbytes: int) -> None:
         self._allowed -= nbytes
         if nbytes < 0 or self._allowed < 0:
             raise OversizeError(f"the reply is larger than the receiver accepts: {nbytes} bytes")
@@ -204,9 +216,22 @@ class ReplyReader:
             self._start, self._end = 0, len(rest)
 
 
-def _integer(text: bytes) -> int:
+def _simple(kind: int, text: bytes) -> Reply:
+    """Return what a line of a kind of its own says."""
+    if kind == _NUMBER:
+        return _integer(text)
+    if kind == _TEXT:
+        return text
+    if kind == _ERROR:
+        return ErrorReply(text.decode("utf-8", "replace"))
+    if kind == _BULK:
+        return None
+    raise RespError(f"the reply begins with {bytes((kind,)) + text[:15]!r}, which is no RESP2")
+
+
+def _integer(text: bytes | bytearray) -> int:
     # int() alone would also take spaces, underscores and a number of any length.
     digits = text[1:] if text[:1] in (b"-", b"+") else text
     if not digits.isdigit() or len(digits) > 20:
-        raise RespError(f"the reply has {text[:24]!r} where a number belongs")
+        raise RespError(f"the reply has {bytes(text[:24])!r} where a number belongs")
     return int(text)
