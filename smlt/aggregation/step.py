@@ -160,9 +160,8 @@ class AllReduce:
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         starts = [partial(self._contribution, shard, rank, reducer) for rank in others]
         async with aclosing(in_order(starts, _AHEAD)) as contributions:
-            async for rank, (data, headers[rank]), rooms[rank] in contributions:
-                with self.phases.during(REDUCE, shard):
-                    freed = await self._transfer.offload(span.nbytes, reducer.add, rank, data)
+            async for rank, (header, freed), room in contributions:
+                headers[rank], rooms[rank] = header, room
                 self._transfer.give_back([rooms.pop(other, None) for other in freed])
         weight = sum(headers[rank].weight for rank in range(self._world_size))
         with self.phases.during(REDUCE, shard):
@@ -189,13 +188,9 @@ class AllReduce:
 
     async def _contribution(
         self, shard: int, rank: int, reducer: frame.ShardReducer
-    ) -> tuple[int, tuple[memoryview, frame.ShardHeader], Room | None]:
-        def verified(data: memoryview) -> tuple[memoryview, frame.ShardHeader]:
-            return data, reducer.verify(data)
-
-        arrival = Arrival(self._step, shard, rank)
-        nbytes = self._nbytes(shard)
-        found, room = await self._transfer.fetch(arrival, nbytes, verified, self.phases)
+    ) -> tuple[int, tuple[frame.ShardHeader, list[int]], Room | None]:
+        arrival, add = Arrival(self._step, shard, rank), partial(reducer.add, rank)
+        found, room = await self._transfer.fetch(arrival, self._nbytes(shard), add, self.phases)
         return rank, found, room
 
     def _header(self, shard: int) -> frame.ShardHeader:

@@ -7,6 +7,7 @@ and the place where what is wrong with a frame becomes a FrameError.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -103,30 +104,19 @@ class ShardReducer:
     """
 
     def __init__(self, elements: int, world_size: int, dtype: Dtype = "fp32") -> None:
-        self._elements = elements
-        self._dtype = dtype
+        self._lock = threading.Lock()
         self._frames = codec.FrameReducer(elements, world_size, dtype=dtype)
 
-    def verify(self, frame: Buffer) -> ShardHeader:
-        """Check a frame, also on another thread than the reducer is used on.
+    def add(self, rank: int, frame: Buffer) -> tuple[ShardHeader, list[int]]:
+        """Check a frame and add it, on any thread; return the ranks whose memory is free again.
 
         Raises:
             FrameError: the bytes are no frame, are damaged, or hold another number of values.
+                Nothing has been added then.
         """
-        with _translated():
-            header = codec.verify(frame, max_bytes=4 * self._elements)
-            _expect(header, self._dtype, self._elements)
-            return _shard_header(header)
-
-    def add(self, rank: int, frame: Buffer) -> list[int]:
-        """Add a verified frame; return the ranks whose memory is free again.
-
-        Raises:
-            FrameError: it was made to pass verification, and does not decode.
-        """
-        with _translated():
-            _, freed = self._frames.add(rank, frame, verify=False)
-            return freed
+        with _translated(), self._lock:
+            header, freed = self._frames.add(rank, frame)
+            return _shard_header(header), freed
 
     def add_own(self, rank: int, shard: NDArray[np.float32]) -> None:
         """Add fp32 values that never were a frame; they may lie where the sum will be written."""
