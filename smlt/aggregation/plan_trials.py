@@ -22,7 +22,8 @@ from smlt.io.frame import Dtype
 
 # No name of a user's metric begins so.
 _TOOK = "\0took"
-_SMALLER_BYTES = (1 << 20, 512 << 10)
+# A larger one costs fewer messages, where links are faster than processors.
+_OTHER_BYTES = (8 << 20, 1 << 20, 512 << 10)
 # So much gradient may do better with one owner: a message for each rank, and one back.
 _ONE_OWNER_BYTES = 1 << 20
 TRANSFERS = 4
@@ -181,7 +182,7 @@ def trials_of(
         )
 
     def other_plans(usual: Way) -> list[Way]:
-        plans = [plan(smaller, None) for smaller in _SMALLER_BYTES]
+        plans = [plan(other, None) for other in _OTHER_BYTES]
         if 4 * elements <= _ONE_OWNER_BYTES:
             plans.append(plan(shard_bytes, 1))
         return [replace(usual, plan=other) for other in plans]
