@@ -23,7 +23,7 @@ from benchmarks.step_relay import LIMIT_S, PIECE, connected, exchange, relayed
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import plan_shards
-from smlt.aggregation.transfer import Membership
+from smlt.aggregation.transfer import Membership, shard_threads
 from smlt.aggregation.wire import Wire
 from smlt.io.frame import Meta
 from smlt.io.keys import GenerationKeys
@@ -49,6 +49,7 @@ class Smlt:
         self._wire = Wire.of(wire, flat.size, options.ranks)
         self._link = LinkRate(options.link_mbps) if options.link_mbps else None
         # Not asyncio.Runner, which installs and removes a signal handler for each call.
+        self._threads = shard_threads()
         self._loop = asyncio.new_event_loop()
         self._run = self._loop.run_until_complete
         self._run(self._open(options, rank, job or wire))
@@ -69,6 +70,7 @@ class Smlt:
             world_size=options.ranks,
             ttl_s=3600,
             limit_s=LIMIT_S,
+            offload=self._threads.run,
         )
         notices = Notices(store, keys, rank, lambda _: None)
         self._reading = asyncio.create_task(notices.run())
@@ -117,6 +119,7 @@ class Smlt:
     def close(self) -> None:
         self._run(self._close())
         self._loop.close()
+        self._threads.close()
 
 
 class Paper:

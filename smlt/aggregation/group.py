@@ -22,7 +22,7 @@ from smlt.aggregation.folds import fold
 from smlt.aggregation.lanes import Flat, Lane, Readiness
 from smlt.aggregation.plan_trials import PlanTrials, trials_of
 from smlt.aggregation.session import Session
-from smlt.aggregation.step import Membership
+from smlt.aggregation.transfer import Membership, shard_threads
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
 
@@ -57,6 +57,7 @@ class Group:
         self.world_size = spec.world_size if world_size is None else world_size
         self._name = name
         self._limit_s = session.limits.step_s if limit_s is None else limit_s
+        self._threads = shard_threads()
         self._lanes: list[Lane] = []
         self._agreements = itertools.count()
         self._operations = itertools.count()
@@ -91,6 +92,7 @@ class Group:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._exchange.close()
+        self._threads.close()
 
     @property
     def _ttl_s(self) -> float:
@@ -105,6 +107,7 @@ class Group:
             world_size=self.world_size,
             ttl_s=self._ttl_s,
             limit_s=self._limit_s,
+            offload=self._threads.run,
         )
 
     def _fail(self, error: SmltError) -> None:

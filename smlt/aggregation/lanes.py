@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.plan_trials import PlanTrials
-from smlt.aggregation.step import AllReduce, Membership
+from smlt.aggregation.step import AllReduce
+from smlt.aggregation.transfer import Membership
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError, UserError
 from smlt.io.frame import Meta

@@ -21,13 +21,11 @@ from smlt.aggregation.metric_sums import added
 from smlt.aggregation.notices import Arrival
 from smlt.aggregation.phases import REDUCE, Phases
 from smlt.aggregation.shard_plan import ShardPlan
-from smlt.aggregation.transfer import Membership, Room, Shard, Transfer
+from smlt.aggregation.transfer import Room, Shard, Transfer
 from smlt.aggregation.window import in_order
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import FrameError
 from smlt.io import frame
-
-__all__ = ["AllReduce", "Membership", "StepResult"]
 
 # Shards that an owner reduces at once, and contributions to one of them fetched ahead: together
 # they bound the memory of an owner. The store buffers the rest.

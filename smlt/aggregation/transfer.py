@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -34,8 +33,11 @@ Room = NDArray[np.uint8]
 Result = TypeVar("Result")
 Offload = Callable[..., Awaitable[Any]]
 """Run a function on another thread, and return or raise when it has ended, not before."""
-_THREADS = Threads(4, "smlt-reduce")
-os.register_at_fork(after_in_child=_THREADS.forget)
+
+
+def shard_threads() -> Threads:
+    """Return threads whose ``run`` is a ``Membership.offload``; close them in the end."""
+    return Threads(4, "smlt-shards")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,10 @@ class Membership:
     """Expiry of frames; it only sweeps up after the dead."""
     limit_s: float
     """How long a rank may be kept waiting without anything arriving."""
+    offload: Offload
+    """What takes long with a shard is done by it."""
     carried_bytes: int = 128 << 10
     """Shards up to this size travel in their notices, which saves a round trip for each reader."""
-    offload: Offload = _THREADS.run
     clock: Callable[[], float] = time.perf_counter
 
 

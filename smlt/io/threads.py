@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_END_S = 1.0
+
 
 @dataclass(slots=True, eq=False)
 class _Call:
@@ -51,13 +53,13 @@ class _Call:
 
 
 class Threads:
-    """At most ``size`` threads, started as they are needed."""
+    """At most ``size`` threads, started as they are needed; for one event loop."""
 
     def __init__(self, size: int, name: str) -> None:
         self._size = size
         self._name = name
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._started = 0
+        self._started: list[threading.Thread] = []
         self._busy = 0
 
     async def run(
@@ -70,7 +72,7 @@ class Threads:
         loop = asyncio.get_running_loop()
         call = _Call(function, args, loop, loop.create_future())
         self._busy += 1
-        if self._started < min(self._busy, self._size):
+        if len(self._started) < min(self._busy, self._size):
             self._start()
         self._calls.put(call)
         try:
@@ -84,20 +86,18 @@ class Threads:
             self._busy -= 1
 
     def close(self) -> None:
-        """Let the threads end when what they do has ended."""
-        for _ in range(self._started):
+        """End the threads. Nothing may still run on them for long: it is waited for. Idempotent."""
+        for _ in self._started:
             self._calls.put(None)
-        self._started = 0
-
-    def forget(self) -> None:
-        """Begin anew in a process that was forked: threads stay behind."""
-        self._calls = SimpleQueue()
-        self._started = self._busy = 0
+        for thread in self._started:
+            thread.join(_END_S)
+        self._started.clear()
 
     def _start(self) -> None:
-        self._started += 1
-        name = f"{self._name}-{self._started}"
-        threading.Thread(target=_work, args=(self._calls,), name=name, daemon=True).start()
+        name = f"{self._name}-{len(self._started) + 1}"
+        thread = threading.Thread(target=_work, args=(self._calls,), name=name, daemon=True)
+        self._started.append(thread)
+        thread.start()
 
 
 def _work(calls: SimpleQueue[_Call | None]) -> None:

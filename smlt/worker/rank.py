@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt.aggregation.collective import Collective
-from smlt.aggregation.step import Membership
+from smlt.aggregation.transfer import Membership, Offload, shard_threads
 from smlt.errors import AbortedError, SmltError, StoreError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
@@ -79,8 +79,10 @@ class Rank:
         loaded = self._loaded = await loader.load()
         # When the state is safe, since a record that does not come may take its time.
         at_the_end.push_async_callback(asyncio.to_thread, loaded.samples.close)
+        threads = shard_threads()
+        at_the_end.callback(threads.close)
         async with self._saving(loaded) as saving:
-            trainer = self._trainer = self._trainer_of(loaded, saving)
+            trainer = self._trainer = self._trainer_of(loaded, saving, threads.run)
             await self._host.compute(loaded.samples.open)
             return await trainer.run(loaded.step)
 
@@ -102,7 +104,7 @@ class Rank:
             keep=self._job.spec.keep_checkpoints,
         )
 
-    def _trainer_of(self, loaded: Loaded, saving: PeriodicSave) -> Trainer:
+    def _trainer_of(self, loaded: Loaded, saving: PeriodicSave, offload: Offload) -> Trainer:
         generation = self._generation
         members = Membership(
             store=generation.store,
@@ -111,6 +113,7 @@ class Rank:
             world_size=self._roster.world_size,
             ttl_s=generation.ttl_s,
             limit_s=generation.limits.step_s,
+            offload=offload,
             clock=generation.clock,
         )
 

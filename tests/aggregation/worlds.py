@@ -13,7 +13,7 @@ from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import plan_shards
-from smlt.aggregation.transfer import Membership
+from smlt.aggregation.transfer import Membership, shard_threads
 from smlt.errors import AbortedError
 from smlt.io.frame import Meta
 from smlt.io.keys import GenerationKeys
@@ -135,7 +135,8 @@ async def world(
         ranks = []
         for rank in range(size):
             store = wrap(await stack.enter_async_context(open_store()), rank)
-            ranks.append(_rank(store, keys, rank, size, limit_s, carried_bytes))
+            threads = stack.enter_context(contextlib.closing(shard_threads()))
+            ranks.append(_rank(store, keys, rank, size, limit_s, carried_bytes, threads.run))
         await ranks[0].members.store.mark(keys.marker, ttl_s=FOREVER_S)
         reading = [asyncio.create_task(rank.notices.run()) for rank in ranks]
         try:
@@ -146,7 +147,7 @@ async def world(
             await asyncio.gather(*reading, return_exceptions=True)
 
 
-def _rank(store, keys, rank, size, limit_s, carried_bytes):
+def _rank(store, keys, rank, size, limit_s, carried_bytes, offload):
     def on_control(fields):
         notices.fail(AbortedError(fields["reason"].decode()))
 
@@ -159,6 +160,7 @@ def _rank(store, keys, rank, size, limit_s, carried_bytes):
         ttl_s=FOREVER_S,
         limit_s=limit_s,
         carried_bytes=carried_bytes,
+        offload=offload,
     )
     return Rank(members, notices)
 

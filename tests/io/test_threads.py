@@ -69,14 +69,3 @@ def test_a_cancelled_call_returns_when_its_function_has(threads):
         assert cuts == [1]
 
     asyncio.run(run())
-
-
-def test_a_forked_process_begins_anew(threads):
-    async def run():
-        return await asyncio.wait_for(threads.run(pow, 3, 2), 10)
-
-    assert asyncio.run(run()) == 9
-    calls = threads._calls
-    threads.forget()
-    assert asyncio.run(run()) == 9
-    calls.put(None)  # ends the thread that a child would not have
