@@ -81,7 +81,13 @@ def main() -> None:
     if unknown:
         parser.error(f"--only knows {', '.join(OPTIMIZERS)}, not {', '.join(sorted(unknown))}")
     count = arguments.seeds if arguments.surface_seeds is None else arguments.surface_seeds
-    curve = compare([read_curve(arguments.curve)], names, arguments.seeds, arguments.noise)
+    if arguments.seeds < 1 or not 0 <= arguments.noise < 1 or count < 0:
+        parser.error("give --seeds of at least 1, and a --noise from 0 to below 1")
+    try:
+        read = read_curve(arguments.curve)
+    except ValueError as exc:
+        parser.error(str(exc))
+    curve = compare([read], names, arguments.seeds, arguments.noise)
     surfaces = compare(make_surfaces(0, count), names, count, SURFACE_NOISE) if count else {}
     if arguments.json:
         result = {

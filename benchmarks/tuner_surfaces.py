@@ -51,10 +51,19 @@ class Surface:
 
 
 def read_curve(path: Path) -> Surface:
-    """Read a published utility by workers; it is turned into its reciprocal, to be minimised."""
-    curve = json.loads(path.read_text(encoding="utf-8"))
-    utility = np.array(curve["utility"], dtype=np.float64)
-    first = int(curve["first_workers"])
+    """Read a published utility by workers; it is turned into its reciprocal, to be minimised.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no such curve.
+    """
+    try:
+        curve = json.loads(path.read_text(encoding="utf-8"))
+        utility = np.array(curve["utility"], dtype=np.float64)
+        first = int(curve["first_workers"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ValueError(f"{path} holds no curve: {exc!r:.200}") from exc
+    if utility.ndim != 1 or not utility.size or not np.isfinite(utility).all():
+        raise ValueError(f"{path}: utility has to be a list of finite numbers")
     grid = SearchGrid([Dimension("workers", tuple(range(first, first + len(utility))))])
     objective = 1 / utility if utility.min() > 0 else utility.max() - utility
     return Surface(path.stem, grid, objective, None, None, np.zeros(len(utility), bool))

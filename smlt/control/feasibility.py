@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smlt.control.search_grid import Array, SearchGrid
 
@@ -20,11 +19,13 @@ class Feasibility:
 
     A plan that is no better off in any remedy than one that failed is impossible. One that is no
     worse off than one that ran is sure. In between the probability rises linearly from the one to
-    the other.
+    the other. Before anything failed for want of memory, a plan with less of it than any that ran
+    is already doubted, the more so the less it has.
     """
 
     def __init__(self, grid: SearchGrid) -> None:
         self._grid = grid
+        self._names = [d.name for d in grid.dimensions]
         self._sizes = np.array([max(1, len(d.values) - 1) for d in grid.dimensions])
         self._ran: list[int] = []
         self._failed: dict[str, list[int]] = {}
@@ -45,16 +46,23 @@ class Feasibility:
     def probability(self) -> Array:
         """Return the probability that each plan runs; shape (plans,)."""
         probability = np.ones(len(self._grid))
+        if self._ran and "memory" not in self._failed and "memory_mb" in self._names:
+            health = self._health("memory")
+            probability /= 1 + _gap(-health, -health[self._ran])
         for kind, failed in self._failed.items():
-            signs = [REMEDIES[kind].get(d.name, 0) for d in self._grid.dimensions]
-            if any(signs):
-                probability *= self._graded(np.array(signs), failed)
+            if REMEDIES[kind].keys() & set(self._names):
+                probability *= self._graded(self._health(kind), failed)
             probability[failed] = 0.0
         return probability
 
-    def _graded(self, signs: NDArray[np.int_], failed: list[int]) -> Array:
+    def _health(self, kind: str) -> Array:
+        """How much of each remedy plans have, as fractions of its range; shape (plans, sizes)."""
+        signs = np.array([REMEDIES[kind].get(name, 0) for name in self._names])
+        health: Array = self._grid.levels * signs / self._sizes
+        return health
+
+    def _graded(self, health: Array, failed: list[int]) -> Array:
         """Probability by how far a plan is above all failures, and below the successes."""
-        health = self._grid.levels * signs / self._sizes
         above_failed = _gap(health, health[failed])
         # Where nothing has run yet, the other end of the range is where it surely would.
         below_ran = _gap(-health, -health[self._ran]) if self._ran else np.ones(len(health))

@@ -25,6 +25,7 @@ PRIOR_TRUST = (
     0.03  # a prior mean is right within this, apart from its own modes, unless data say otherwise
 )
 LOOKED_AT = 128  # plans, for the knowledge gradient: it takes every pair of them
+_ANY_SOLUTION = 0.5  # what the worst solution is worth, the best one being worth 1 more
 CONFIDENCE = 0.8  # that a plan meets the limits, for it to be taken as a solution
 
 
@@ -226,10 +227,12 @@ class Optimizer:
         outlook = self._current()
         if outlook.meets_limits[self._best()] >= CONFIDENCE:
             return self._improvement()
-        # Nothing to improve on yet: look for a plan that meets the limits, and where none has a
-        # chance that could be told from zero, for the least excess.
+        # Nothing to improve on yet: look for a plan that meets the limits, the better ones first,
+        # and where none has a chance that could be told from zero, for the least excess.
+        mean = outlook.objective.mean
+        merit = (mean.max() - mean) / (np.ptp(mean) or 1.0) + _ANY_SOLUTION
         hopeless = 1e-9 / (1 + outlook.excess)
-        score: Array = outlook.runs * (outlook.meets_limits + hopeless)
+        score: Array = outlook.runs * (outlook.meets_limits * merit + hopeless)
         score[[o.index for o in self._observations]] = 0.0
         score[~self._among] = 0.0
         return score

@@ -5,6 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.tuner_peers import regrets
+from benchmarks.tuner_surfaces import read_curve
+from smlt.control.feasibility import Feasibility
 from smlt.control.optimizer import OBJECTIVE, Optimizer
 from smlt.control.performance_model import Setting
 from smlt.control.performance_prior import PerformancePrior
@@ -211,6 +214,30 @@ def test_unreachable_limits_lead_to_the_plan_nearest_to_them():
     assert found.meets_limits < 0.1
     assert optimizer.expected_gain() == float("inf")
     assert job(found.plan)[0] <= 1.3 * fastest
+
+
+def test_less_memory_than_ever_ran_is_doubted_before_anything_failed():
+    grid = SearchGrid([WORKERS, MEMORY])
+    feasibility = Feasibility(grid)
+    assert np.all(feasibility.probability() == 1)
+    feasibility.ran(grid.index({"workers": 8, "memory_mb": 3538}))
+
+    def runs(workers, memory_mb):
+        return feasibility.probability()[grid.index({"workers": workers, "memory_mb": memory_mb})]
+
+    assert runs(8, 3538) == runs(8, 8845) == runs(32, 3538) == 1
+    # With fewer workers each has more to hold.
+    assert 0 < runs(1, 884) < runs(8, 884) < runs(8, 1769) < 1
+    alone = Feasibility(SearchGrid([WORKERS]))
+    alone.ran(5)
+    assert np.all(alone.probability() == 1)
+
+
+@pytest.mark.parametrize("name", ["random", "smlt"])
+def test_a_curve_of_fewer_plans_than_evaluations_can_be_compared(tmp_path, name):
+    curve = tmp_path / "short.json"
+    curve.write_text('{"first_workers": 4, "utility": [1, 3, 5, 4]}')
+    assert regrets(name, read_curve(curve), 0.0, 0, 12)[-1] == 0
 
 
 def test_names_can_be_chosen_too():
