@@ -5,9 +5,10 @@
 
 FILE has the form of resnet18.json: seconds per step, and if known of its communication, by the
 number of workers. Some systems divide their batch among the workers by an integer division, and so
-compute less where it has a remainder. Where nothing is said of that, two hypotheses are fitted: the
-batch divides evenly, or it has as many pieces as the sweep has workers at most, and the remainder
-is dropped. What is predicted is their mean, weighted by how well each explains what is known.
+compute less where it has a remainder. Where nothing is said of that, three hypotheses are fitted:
+the batch divides evenly, or it has as many pieces as the sweep has workers at most, or twice as
+many, and the remainder is dropped. They are equally likely beforehand; what is predicted is their
+mean, weighted by how well each explains what is known.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def predict(
 ) -> dict[str, Any]:
     """Return measured and predicted steps by worker count, and the largest error held out.
 
-    Without a granularity, both that come into question are considered.
+    Without a granularity, all that come into question are considered.
 
     Raises:
         ValueError: the file lacks the system, or the system one of the worker counts.
@@ -61,8 +62,7 @@ def predict(
     ]
     possible = [granularity] if granularity else hypotheses(max(steps))
     models = [fit_performance(measured, each) for each in possible]
-    odds = [1.0, prior_odds(list(steps))][: len(models)]
-    predicted = averaged(models, odds, [Setting(workers=workers) for workers in steps])
+    predicted = averaged(models, [Setting(workers=workers) for workers in steps])
     rows = [
         {
             "workers": workers,
@@ -91,26 +91,17 @@ def predict(
 
 
 def hypotheses(most: int) -> list[Granularity]:
-    """Return how the batch of a sweep up to so many workers may be cut."""
-    return [Granularity(), Granularity(virtual_workers=most, remainder="dropped")]
+    """Return how the batch of a sweep up to so many workers may be cut.
 
-
-def prior_odds(workers: list[int]) -> float:
-    """Return how much likelier than an even division pieces are, given the counts of a sweep.
-
-    Whoever has pieces mostly chooses counts that divide them; others do so somewhat less often.
+    In fewer pieces than workers it cannot be; the more there are, the nearer to an even division.
     """
-    most = max(workers)
-    divide = sum(most % count == 0 for count in workers if count != most)
-    others = len(workers) - 1 - divide
-    return float((0.8 / 0.6) ** divide * (0.2 / 0.4) ** others)
+    pieces = [Granularity(virtual_workers=k * most, remainder="dropped") for k in (1, 2)]
+    return [Granularity(), *pieces]
 
 
-def averaged(
-    models: list[PerformanceModel], odds: list[float], settings: list[Setting]
-) -> StepPrediction:
-    """Return the mean of several models' predictions, weighted by odds and evidence."""
-    evidence = np.array([model.log_evidence for model in models]) + np.log(odds)
+def averaged(models: list[PerformanceModel], settings: list[Setting]) -> StepPrediction:
+    """Return the mean of several models' predictions, weighted by their evidence."""
+    evidence = np.array([model.log_evidence for model in models])
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
     predictions = [model.predict(settings) for model in models]
@@ -173,17 +164,17 @@ def main() -> None:
     parser.add_argument("--chart", type=Path, help="a PNG to write")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    curves = json.loads(arguments.published.read_text(encoding="utf-8"))
     granularity = None
     if arguments.virtual_workers is not None:
         granularity = Granularity(
             virtual_workers=arguments.virtual_workers, remainder=arguments.remainder
         )
     try:
+        curves = json.loads(arguments.published.read_text(encoding="utf-8"))
         fit = [int(count) for count in arguments.fit.split(",")]
         result = predict(curves, arguments.system, fit, granularity)
-    except ValueError as exc:
-        parser.error(str(exc))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        parser.error(f"{arguments.published} cannot be used: {exc!r:.200}")
     if arguments.chart:
         draw(result, curves.get("title", arguments.published.stem), arguments.chart)
     if arguments.json:
