@@ -23,7 +23,6 @@ from typing import Any
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from smlt.control.cost_model import StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
@@ -33,6 +32,7 @@ from smlt.control.prices import read_prices
 from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.resource_manager import ResourceManager
+from smlt.control.step_cost import StepCost
 from smlt.control.task_scheduler import TaskScheduler
 from smlt.embedded.valkey_server import ValkeyServer
 from smlt.io.stores import open_object_store, open_parameter_store

@@ -150,7 +150,7 @@ class Continuation(Lead):
         """Count time and cost on from what the earlier client has written down."""
         progress = self.progress
         progress.epochs = state.spec.epochs
-        progress.workers, progress.memory_mb = state.plan.workers, state.plan.memory_mb
+        progress.size = state.plan
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             before = json.loads(folder.status.read_text(encoding="utf-8"))
             progress.step, progress.epoch = int(before["step"]), int(before["epoch"])

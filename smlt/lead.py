@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smlt.control.bursts import WatchedFolder
-from smlt.control.cost_model import ParameterStorePrice, StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
@@ -23,6 +22,7 @@ from smlt.control.prices import Prices, prices_of
 from smlt.control.progress import Progress, Summary
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.run_folder import RunFolder
+from smlt.control.step_cost import ParameterStorePrice, StepCost
 from smlt.control.store_bill import StoreBill
 from smlt.control.summary import summarise
 from smlt.control.task_scheduler import AT_ONCE, Outcome, TaskScheduler
@@ -164,6 +164,8 @@ class Lead:
             architecture=place.kind.architecture,
             store=ParameterStorePrice.of(place.parameters, spec.cache_node),
             shard_bytes=spec.shard_bytes,
+            aggregators=spec.aggregators,
+            wire_dtype=spec.wire_dtype,
         )
         try:
             return cost, StoreBill(spec, cost, objects_url)

@@ -6,9 +6,10 @@ All of it travels as JSON or msgpack built from plain fields, never as pickles.
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Self, get_type_hints
 
@@ -75,10 +76,21 @@ def _dataclass_in(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcePlan(_Plain):
-    """How many functions of what size."""
+    """How many functions of what size, and how they exchange gradients if the plan decides that."""
 
     workers: int
     memory_mb: int
+    aggregators: int | None = None
+    """Ranks that own shards; None: as the job says."""
+    wire_dtype: str | None = None
+    """How gradients travel; None: as the job says."""
+
+    def with_workers(self, workers: int) -> Self:
+        """Return the plan for another number of ranks, of which the same share owns shards."""
+        owners = self.aggregators
+        if owners is not None:
+            owners = math.ceil(owners * workers / self.workers)
+        return replace(self, workers=workers, aggregators=owners)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,10 +179,14 @@ class JobSpec(_Plain):
     shard_bytes: int = 4 << 20
     aggregators: int | None = None
     """Owners of shards (m); by default as many as there are ranks."""
+    tunes_aggregators: bool = False
+    """Whether the resource manager may change them."""
     tries_plans: bool = False
     """Whether the first steps of a generation find out which shards and owners do best."""
     wire_dtype: str = "fp32"
     """``fp32``, ``bf16``, ``fp16``, or ``auto``: the first steps find out whether bf16 pays."""
+    tunes_wire_dtype: bool = False
+    """Whether the resource manager may round gradients on their way, or not."""
     cache_node: str | None = None
     """The type of ElastiCache node that the parameter store is, if its hours are to be counted."""
     link_mbps: float | None = None
@@ -226,6 +242,16 @@ class JobState(_Plain):
     """The stop is not to wait for the end of the step."""
     ending: str = ""
     """Why the last generation ended, in words."""
+
+    def planned(self) -> Self:
+        """Return the job with what its plan says of the exchange of gradients in its spec."""
+        plan, spec = self.plan, self.spec
+        spec = replace(
+            spec,
+            aggregators=plan.aggregators or spec.aggregators,
+            wire_dtype=plan.wire_dtype or spec.wire_dtype,
+        )
+        return replace(self, spec=spec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from smlt.aws.api import open_api
 from smlt.aws.deployment import WORKER_S, Deployment
 from smlt.aws.package import Package
 from smlt.aws.release import Release
+from smlt.config.sharding import is_billed
 from smlt.control.artifact_manager import HANDLER, python_runtime
 from smlt.control.bill import PLAIN, FunctionKind
 from smlt.control.functions import Function
@@ -159,9 +160,10 @@ async def aws_place(
         async def make(memory_mb: int) -> Function:
             return await deployment.function(memory_mb, spec.threads, timeout_s)
 
+        unpriced = _unpriced(spec, parameters)
         async with lambda_client(Endpoint(region=deployment.release.region)) as cloud:
             if is_near:
-                yield Place(cloud, parameters, make, kind)
+                yield Place(cloud, parameters, make, kind, unpriced)
                 return
             function = await deployment.gateway()
             notice = (
@@ -171,7 +173,14 @@ async def aws_place(
             early: list[tuple[int, int]] = []
             way = partial(_through, cloud, function, parameters, early)
             await _check_way(way, lambda *call: early.append(call))
-            yield Place(cloud, parameters, make, kind, (notice,), way=way)
+            yield Place(cloud, parameters, make, kind, (*unpriced, notice), way=way)
+
+
+def _unpriced(spec: JobSpec, parameters: str) -> Sequence[str]:
+    """Say that a server's hours are not counted, if they are not."""
+    if spec.cache_node is not None or is_billed(parameters):
+        return ()
+    return ("the parameter store is taken to cost nothing: --cache-node TYPE counts its hours",)
 
 
 async def _check_way(way: Callable[[float, Billed], ControlStore], billed: Billed) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from smlt.config import TrainConfig
 from smlt.config.sharding import sharding
 from smlt.control import artifact_manager
-from smlt.control.cost_model import StepCost
 from smlt.control.forecast import (
     Forecast,
     Workload,
@@ -35,7 +34,7 @@ from smlt.control.performance_model import (
 )
 from smlt.control.plan_grid import plan_grid, plans_of
 from smlt.control.prices import read_prices
-from smlt.control.store_bill import wire_bytes
+from smlt.control.step_cost import StepCost, wire_share
 from smlt.errors import TaskError
 from smlt.messages import JobSpec, ResourcePlan
 from smlt.worker.profile import Profile, ProfileRequest
@@ -111,18 +110,22 @@ class Planning:
         model = fit_performance(measurements, Granularity(virtual_workers=spec.virtual_workers))
         plans = plans_of(plan_grid(spec, first_plan(config)))
 
-        def priced(work: Workload, store: Any) -> list[Forecast]:
+        def priced(work: Workload, store: Any, aggregators: int | None) -> list[Forecast]:
             cost = StepCost(
                 prices=prices,
                 store=store,
-                wire_bytes=work.gradient_bytes,
+                gradient_bytes=work.gradient_bytes,
                 shard_bytes=work.shard_bytes,
+                aggregators=aggregators,
+                wire_dtype=spec.wire_dtype,
             )
             return forecasts(plans, model, work, cost, goals, spec.limits, doubt=doubt)
 
-        rows = priced(work, on_valkey)
-        larger, _ = sharding("s3://", 1, shard_mb=config.shard_mb, aggregators=None)
-        rows_on_s3 = priced(replace(work, shard_bytes=larger), on_s3)
+        rows = priced(work, on_valkey, config.aggregators)
+        larger, few = sharding(
+            "s3://", config.workers, shard_mb=config.shard_mb, aggregators=config.aggregators
+        )
+        rows_on_s3 = priced(replace(work, shard_bytes=larger), on_s3, few)
         missed = out_of_reach(rows, goals)
         return PlanReport(
             basis=self._basis(len(profile.times)),
@@ -152,11 +155,9 @@ class Planning:
             limit_s=_PROFILE_S if self._profile else 0.0 if self._measured else _GLANCE_S,
         )
         profile = _run(request, MB_PER_VCPU)
-        found = _as_measurements(profile, MB_PER_VCPU, self._wire_bytes(profile))
+        found = _as_measurements(profile, MB_PER_VCPU)
         if self._profile and (os.cpu_count() or 1) > 1:
-            twice = _as_measurements(
-                _run(request, 2 * MB_PER_VCPU), 2 * MB_PER_VCPU, self._wire_bytes(profile)
-            )
+            twice = _as_measurements(_run(request, 2 * MB_PER_VCPU), 2 * MB_PER_VCPU)
             # Slower with two threads: the cores have other work, and tell nothing of two vCPUs.
             found += [
                 two for one, two in zip(found, twice, strict=False) if two.step_s < one.step_s
@@ -166,7 +167,8 @@ class Planning:
                 workers=plan.workers,
                 memory_mb=plan.memory_mb,
                 samples=config.batch_size,
-                wire_bytes=self._wire_bytes(profile),
+                wire_bytes=profile.gradient_bytes,
+                wire_share=wire_share(config.wire_dtype),
             )
             found.append(Measurement(setting=setting, step_s=step_s))
         return profile, found
@@ -178,16 +180,13 @@ class Planning:
             known.append(f"steps timed here, of {timed} sizes")
         return " and ".join(known) or "a glance at some samples here; --profile looks closer"
 
-    def _wire_bytes(self, profile: Profile) -> float:
-        """A gradient as it travels, which may be in 16 bits."""
-        return wire_bytes(self._config.wire_dtype, profile.gradient_bytes)
-
     def _workload(self, profile: Profile, shard_bytes: int) -> Workload:
         return Workload(
             steps=sum(steps for steps, _ in profile.batches),
             batch_size=profile.batches[0][1],
             batches=profile.batches,
-            gradient_bytes=int(self._wire_bytes(profile)),
+            gradient_bytes=profile.gradient_bytes,
+            wire_bytes=int(profile.gradient_bytes * wire_share(self._config.wire_dtype)),
             shard_bytes=shard_bytes,
             evaluations=profile.evaluations,
             evaluation_s=profile.evaluation_s,
@@ -196,11 +195,16 @@ class Planning:
         )
 
 
-def _as_measurements(profile: Profile, memory_mb: int, wire: float) -> list[Measurement]:
+def _as_measurements(profile: Profile, memory_mb: int) -> list[Measurement]:
     """A rank of n computes on its share of the batch as one rank does on a batch of that size."""
     return [
         Measurement(
-            setting=Setting(workers=1, memory_mb=memory_mb, samples=samples, wire_bytes=wire),
+            setting=Setting(
+                workers=1,
+                memory_mb=memory_mb,
+                samples=samples,
+                wire_bytes=profile.gradient_bytes,
+            ),
             step_s=seconds,
         )
         for samples, seconds in profile.times

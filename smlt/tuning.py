@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from smlt.config import TrainConfig
-from smlt.control.cost_model import StepCost
 from smlt.control.job import Job
 from smlt.control.plan_search import Choice
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.resource_manager import ResourceManager
 from smlt.control.search_grid import SearchGrid
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
+from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import SampledGaussianProcess, Surrogate
 from smlt.errors import ConfigError
 from smlt.messages import ResourcePlan
@@ -83,7 +83,7 @@ class Tuning(Session):
             Trial(
                 plan=plan,
                 step_s=step_s,
-                step_usd=cost.per_step(plan.workers, plan.memory_mb, step_s),
+                step_usd=cost.per_step(plan, step_s),
             )
             for plan, step_s in self._resources.measured.items()
         ]

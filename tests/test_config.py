@@ -97,6 +97,12 @@ def test_without_a_target_it_says_how_to_give_one(tmp_path):
         ({"memory_mb": "10241"}, ["--memory-mb is 10241", "128 to 10,240 MB"]),
         ({"aggregators": "0"}, ["--aggregators is 0", "1 to the 4 workers"]),
         ({"aggregators": "5"}, ["--aggregators is 5", "1 to the 4 workers"]),
+        ({"tune": "shards", "adapt": True}, ["--tune is 'shards'", "aggregators, wire-dtype"]),
+        ({"tune": "wire-dtype"}, ["--tune is 'wire-dtype'", "give --adapt"]),
+        (
+            {"tune": "aggregators,wire-dtype", "adapt": True, "determinism": "exact"},
+            ["--tune is 'aggregators,wire-dtype'", "leave out wire-dtype"],
+        ),
         ({"until": "accuracy=0.9"}, ["--until is 'accuracy=0.9'", "accuracy>=0.95"]),
         ({"until": "accuracy>=high"}, ["--until is 'accuracy>=high'"]),
         ({"until": "accuracy>=nan"}, ["--until is 'accuracy>=nan'"]),

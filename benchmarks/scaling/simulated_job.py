@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.scaling import virtual_time
 from benchmarks.scaling.fleet import Law, SimulatedFleet, Weather
-from smlt.control.cost_model import StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Function, Functions
 from smlt.control.invocations import Invocations
@@ -24,6 +23,7 @@ from smlt.control.prices import read_prices
 from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.resource_manager import ResourceManager
+from smlt.control.step_cost import StepCost
 from smlt.control.task_scheduler import TaskScheduler
 from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore

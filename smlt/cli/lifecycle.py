@@ -61,6 +61,12 @@ def resume(
     job_id: JobId = None,
     workers: Annotated[Given, typer.Option(metavar="N", help="Functions at a time.")] = None,
     memory_mb: Annotated[Given, typer.Option(metavar="MB", help="Memory of each.")] = None,
+    aggregators: Annotated[
+        Given, typer.Option(metavar="N", help="Workers that average shards.")
+    ] = None,
+    wire_dtype: Annotated[
+        Given, typer.Option(metavar="TYPE", help="Send gradients as fp32, bf16 or fp16.")
+    ] = None,
     epochs: Annotated[Given, typer.Option(metavar="N", help="End after so many in all.")] = None,
     steps: Annotated[Given, typer.Option(metavar="N", help="End after so many in all.")] = None,
     deadline: Annotated[

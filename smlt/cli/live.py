@@ -15,16 +15,16 @@ from rich.text import Text
 
 from smlt.cli.wording import (
     clock_time,
-    cost,
     evaluated,
     position,
     print_plain,
     ranks,
     remaining_s,
-    size,
     speed,
+    spent,
     training,
 )
+from smlt.control.goals import size
 from smlt.control.progress import Progress
 
 PLAIN_INTERVAL_S = 5.0
@@ -187,9 +187,9 @@ class Milestones:
             return []
         self._state = progress.state
         if progress.state == "starting" and progress.workers:
-            return [f"starting {size(progress)}"]
+            return [f"starting {size(progress.size)}"]
         if progress.state == "running":
-            return [f"job {progress.job_id} runs on {size(progress)}"]
+            return [f"job {progress.job_id} runs on {size(progress.size)}"]
         if progress.state == "waiting":
             return [self.at(progress, ["all is trained: waiting for more data, without workers"])]
         return []
@@ -201,7 +201,7 @@ def render(progress: Progress) -> RenderableType:
         ("train", " · ".join(training(progress)), ""),
         ("test", " · ".join(evaluated(progress)), ""),
         ("speed", " · ".join(speed(progress)), ""),
-        ("cost", f"{cost(progress)} · {progress.billed_gb_s:,.1f} GB-s · {size(progress)}", ""),
+        ("cost", " · ".join(spent(progress)), ""),
         ("plan", progress.plan, ""),
         ("shards", progress.shards.partition(";")[0], ""),
         ("ranks", ranks(progress.ranks), ""),

@@ -35,11 +35,12 @@ if TYPE_CHECKING:  # SciPy is behind them, for which other commands need not wai
 PLANNED = (
     "target", "data", "params", "workers", "memory_mb", "deadline", "budget", "max_workers",
     "prices", "epochs", "steps", "batch_size", "seed", "aggregators", "shard_mb", "wire_dtype",
-    "virtual_workers", "determinism", "run_dir", "json",
+    "tune", "virtual_workers", "determinism", "run_dir", "json",
 )  # fmt: skip
 """The options of ``smlt train`` that a plan depends on."""
 TUNED = tuple(name for name in NAMES if name not in ("adapt", "inline", "watch"))
 _MEASURED = re.compile(r"(\d+)x(\d+)=(\d*\.?\d+(?:[eE][+-]?\d+)?)s?")
+_ADAPTS = {"adapt": True}
 _WARM_UP = 1  # steps of a generation, which load and compile
 
 
@@ -66,7 +67,7 @@ def plan(
     ] = False,
 ) -> int:
     """Say what a job would take and cost on AWS Lambda, and by which plan. Nothing is started."""
-    config = TrainConfig.load({name: context.params.get(name) for name in PLANNED})
+    config = TrainConfig.load({name: context.params.get(name) for name in PLANNED} | _ADAPTS)
     known = _from_job(config.run_dir, like) if like is not None else {}
     known |= dict(map(_parse_measured, measured or ()))
     planning = import_module("smlt.planning")
@@ -89,7 +90,7 @@ def tune(
     It takes the options of `smlt train`. The steps are real ones, and are not lost.
     """
     given = {name: value for name, value in context.params.items() if name != "surrogate"}
-    config = TrainConfig.load(given)
+    config = TrainConfig.load(given | _ADAPTS)
     session: Tuning = import_module("smlt.tuning").Tuning(config, surrogate=surrogate)
     console = Console(stderr=True)
     summary = to_its_end(session, config.run_dir, console, quiet=config.quiet)
@@ -139,7 +140,8 @@ def _print_report(report: PlanReport, console: Console, *, every: bool) -> None:
         f"of gradient. Step times: {report.basis}."
     )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("", "workers", "memory", "step", "time", "90 % within", "cost"):
+    exchanged = _exchange_headings(report.best.plan)
+    for heading in ("", "workers", "memory", *exchanged, "step", "time", "90 % within", "cost"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.plans:
         if every or row.on_front or row.plan == report.best.plan:
@@ -147,8 +149,8 @@ def _print_report(report: PlanReport, console: Console, *, every: bool) -> None:
     console.print(table)
     print(draw(report.plans, report.best))
     best, on_s3 = report.best, report.best_on_s3
-    print(f"Recommended: {_options(best)}, {_in_short(best)}, with Valkey on a {report.node}.")
-    print(f"With S3 instead of Valkey: {_options(on_s3)}, {_in_short(on_s3)}.")
+    print(f"Recommended: {_options(best.plan)}, {_in_short(best)}, with Valkey on a {report.node}.")
+    print(f"With S3 instead of Valkey: {_options(on_s3.plan)}, {_in_short(on_s3)}.")
     for notice in report.notices:
         print(f"Note: {notice}.")
 
@@ -159,6 +161,7 @@ def _cells(row: Forecast, report: PlanReport) -> list[str]:
         mark,
         f"{row.plan.workers:,}",
         f"{row.plan.memory_mb:,} MB",
+        *_exchange(row.plan),
         f"{row.step_s:.3g} s",
         clock_time(row.time_s),
         f"{clock_time(row.least_s)}–{clock_time(row.most_s)}",
@@ -166,8 +169,21 @@ def _cells(row: Forecast, report: PlanReport) -> list[str]:
     ]
 
 
-def _options(row: Forecast) -> str:
-    return f"--workers {row.plan.workers} --memory-mb {row.plan.memory_mb}"
+def _exchange_headings(plan: ResourcePlan) -> list[str]:
+    """Name what plans say of the exchange of gradients, where that is theirs to decide."""
+    told = {"aggregators": plan.aggregators, "wire": plan.wire_dtype}
+    return [heading for heading, value in told.items() if value is not None]
+
+
+def _exchange(plan: ResourcePlan) -> list[str]:
+    return [str(value) for value in (plan.aggregators, plan.wire_dtype) if value is not None]
+
+
+def _options(plan: ResourcePlan) -> str:
+    options = f"--workers {plan.workers} --memory-mb {plan.memory_mb}"
+    if plan.aggregators is not None:
+        options += f" --aggregators {plan.aggregators}"
+    return options if plan.wire_dtype is None else f"{options} --wire-dtype {plan.wire_dtype}"
 
 
 def _in_short(row: Forecast) -> str:
@@ -189,13 +205,16 @@ def _print_trials(session: Tuning, summary: Summary, console: Console) -> None:
         print("Too few steps were taken to tell how long they take.")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("", "workers", "memory", "step", "cost of 1,000 steps"):
+    for heading in (
+        "", "workers", "memory", *_exchange_headings(best.plan), "step", "cost of 1,000 steps",
+    ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in session.trials:
         table.add_row(
             "★" if trial.plan == best.plan else "",
             f"{trial.plan.workers:,}",
             f"{trial.plan.memory_mb:,} MB",
+            *_exchange(trial.plan),
             f"{trial.step_s:.3g} s",
             f"${1000 * trial.step_usd:.4g}",
         )
@@ -204,5 +223,5 @@ def _print_trials(session: Tuning, summary: Summary, console: Console) -> None:
         tried = "" if best.plan in {trial.plan for trial in session.trials} else ", not tried yet"
         print(
             f"Go on with {size(best.plan)}{tried}: smlt resume {summary.job_id} "
-            f"--workers {best.plan.workers} --memory-mb {best.plan.memory_mb}"
+            f"{_options(best.plan)}"
         )

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from smlt.cli.wording import clock_time, dollars
+from smlt.control.goals import size
 from smlt.control.progress import Summary
+from smlt.messages import ResourcePlan
 
 
 def to_json(value: Any) -> str:
@@ -82,7 +84,13 @@ def _headline(summary: Summary) -> str:
 
 
 def _size(summary: Summary) -> str:
-    text = f"{_count(summary.workers, 'worker')} of {summary.memory_mb:,} MB"
+    plan = ResourcePlan(
+        workers=summary.workers,
+        memory_mb=summary.memory_mb,
+        aggregators=summary.aggregators,
+        wire_dtype=summary.wire_dtype,
+    )
+    text = size(plan)
     if summary.generations > 1:
         text += f", in {summary.generations} generations"
     return text

@@ -37,6 +37,7 @@ _OPTIONS: dict[str, str | tuple[str, str]] = {
     "aggregators": ("N", "Workers that average shards [found by first steps]."),
     "shard_mb": ("MB", "Largest shard of a gradient [found by first steps]."),
     "wire_dtype": ("TYPE", "Send gradients as bf16 or fp16; auto tries bf16 [fp32]."),
+    "tune": ("LIST", "Adapt aggregators, wire-dtype or both, too."),
     "virtual_workers": ("N", "Parts of the data, a power of two [16 or more]."),
     "objects": ("URL", "s3://bucket/prefix; by default the run directory."),
     "s3_endpoint": ("URL", "An S3-compatible service [AWS]."),

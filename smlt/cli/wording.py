@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from smlt.control.goals import size
 from smlt.control.progress import Progress
 from smlt.messages import RankState
 
@@ -46,9 +47,9 @@ def dollars(amount: float, *, is_estimate: bool) -> str:
     return f"≈ ${amount:,.{digits}f} (estimated)" if is_estimate else f"${amount:,.{digits}f}"
 
 
-def size(progress: Progress) -> str:
-    workers = f"{progress.workers} worker{'' if progress.workers == 1 else 's'}"
-    return f"{workers} of {progress.memory_mb:,} MB"
+def spent(progress: Progress) -> list[str]:
+    """Say what it has cost so far, and the plan that it runs on."""
+    return [cost(progress), f"{progress.billed_gb_s:,.1f} GB-s", size(progress.size)]
 
 
 def ranks(states: Iterable[RankState]) -> str:

@@ -8,5 +8,6 @@ MEMORY_MB = (128, 10_240)
 EPHEMERAL_MB = (512, 10_240)
 FUNCTION_S = (Duration(20), Duration(900))
 """Less leaves no time between start and hand-over; more Lambda does not give."""
+WIRE_DTYPES = ("fp32", "bf16", "fp16")
 LARGEST_SHARD_MB = 512
 """The largest value that Valkey stores under one key."""

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB
+from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB, WIRE_DTYPES
 from smlt.config.sources import flag
 from smlt.config.values import Duration, shown, typed
 from smlt.errors import ConfigError
-from smlt.messages import JobSpec, ResourcePlan
+from smlt.messages import EXACT, JobSpec, ResourcePlan
 
 _KINDS = {
     "workers": int,
     "memory_mb": int,
+    "aggregators": int,
+    "wire_dtype": str,
     "epochs": int,
     "steps": int,
     "deadline": Duration,
@@ -28,6 +30,8 @@ class ResumeConfig:
 
     workers: int | None = None
     memory_mb: int | None = None
+    aggregators: int | None = None
+    wire_dtype: str | None = None
     epochs: int | None = None
     steps: int | None = None
     deadline: Duration | None = None
@@ -48,10 +52,12 @@ class ResumeConfig:
             **{name: typed(value, _KINDS[name], flag(name)) for name, value in given.items()}
         )
         for name in given:
-            if _KINDS[name] is not int and getattr(config, name) <= 0:
+            if _KINDS[name] in (Duration, float) and getattr(config, name) <= 0:
                 raise _refused(name, getattr(config, name), "give more than 0.")
             if _KINDS[name] is int and getattr(config, name) < 1:
                 raise _refused(name, getattr(config, name), "give a whole number of at least 1.")
+        if config.wire_dtype not in (None, *WIRE_DTYPES):
+            raise _refused("wire_dtype", config.wire_dtype, "write fp32, bf16 or fp16.")
         low, high = MEMORY_MB
         if config.memory_mb is not None and not low <= config.memory_mb <= high:
             raise _refused("memory_mb", config.memory_mb, f"Lambda offers {low} to {high:,} MB.")
@@ -92,8 +98,18 @@ class ResumeConfig:
             raise _refused("workers", workers, f"the job has data for {most} workers at most.")
         if spec.aggregators is not None and workers < spec.aggregators:
             raise _refused("workers", workers, f"the job has {spec.aggregators} aggregators.")
-        return ResourcePlan(workers=workers, memory_mb=self.memory_mb or plan.memory_mb)
+        if (self.aggregators or 1) > workers:
+            raise _refused("aggregators", self.aggregators or 1, f"there are {workers} workers.")
+        if spec.determinism == EXACT and self.wire_dtype not in (None, "fp32"):
+            raise _refused("wire_dtype", self.wire_dtype, "the job's bits are to be exact.")
+        same = plan.with_workers(workers)
+        return replace(
+            same,
+            memory_mb=self.memory_mb or plan.memory_mb,
+            aggregators=self.aggregators or same.aggregators,
+            wire_dtype=self.wire_dtype or same.wire_dtype,
+        )
 
 
-def _refused(name: str, value: float, why: str) -> ConfigError:
+def _refused(name: str, value: float | str, why: str) -> ConfigError:
     return ConfigError(f"{flag(name)} is {shown(value)}: {why}")

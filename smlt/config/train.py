@@ -14,7 +14,9 @@ from smlt.config.limits import (
     FUNCTION_S,
     LARGEST_SHARD_MB,
     MEMORY_MB,
+    WIRE_DTYPES,
 )
+from smlt.config.sharding import AUTO
 from smlt.config.sources import CONFIG_FILE, flag, join, kinds_of, layers
 from smlt.config.train_settings import TrainSettings
 from smlt.config.values import shown
@@ -38,7 +40,7 @@ _PLATFORMS = ("local", "aws")
 _PASSWORD = re.compile(r"[^?]*//[^@/]*:[^@/]+@|.*[?&]password=")
 _PLAIN = re.compile(r"redis://(?!(?:127\.|localhost\b|\[::1\]))")
 _DETERMINISMS = ("exact", "fast")
-_WIRE_DTYPES = ("fp32", "bf16", "fp16", "auto")
+_TUNABLE = ("aggregators", "wire-dtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class TrainConfig(TrainSettings):
         self._check_watch()
         self._check_split()
         self._check_goals()
+        self._check_tune()
         self._check_task()
         self._check_platform()
         if self.epochs is None and self.steps is None and self.until is None:
@@ -163,7 +166,7 @@ class TrainConfig(TrainSettings):
             )
         if self.determinism not in _DETERMINISMS:
             raise self._refuse("determinism", "write exact or fast.")
-        if self.wire_dtype not in _WIRE_DTYPES:
+        if self.wire_dtype not in (*WIRE_DTYPES, AUTO):
             raise self._refuse("wire_dtype", "write fp32, bf16, fp16 or auto.")
         if self.determinism == "exact" and self.wire_dtype != "fp32":
             raise self._refuse(
@@ -187,6 +190,25 @@ class TrainConfig(TrainSettings):
             )
         if self.prices is not None and not self.prices.is_file():
             raise self._refuse("prices", "there is no such file.")
+
+    def _check_tune(self) -> None:
+        unknown = [name for name in self.tune if name not in _TUNABLE]
+        if unknown:
+            raise self._refuse(
+                "tune", "write aggregators, wire-dtype or both, with a comma between them."
+            )
+        if self.tune and not self.adapts:
+            raise self._refuse(
+                "tune", "only a job that adapts does that, so give --adapt, a goal, or nothing."
+            )
+        if "wire-dtype" in self.tune and self.wire_dtype == AUTO:
+            raise self._refuse("tune", "wire-dtype is tried by --wire-dtype auto, or by this.")
+        if "wire-dtype" in self.tune and self.determinism == "exact":
+            raise self._refuse(
+                "tune",
+                "exact determinism needs gradients as they are, so leave out wire-dtype, or give "
+                "--determinism fast.",
+            )
 
     def _check_platform(self) -> None:
         if self.platform not in _PLATFORMS:

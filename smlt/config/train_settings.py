@@ -9,9 +9,10 @@ from pathlib import Path
 from smlt.config.aws import with_endpoint
 from smlt.config.goals import BestBy, parse_best, parse_until
 from smlt.config.limits import CONCURRENCY_LIMIT, FUNCTION_S
-from smlt.config.values import Duration
+from smlt.config.values import Duration, Names
 
 DEFAULT_RUN_DIR = Path(".smlt")
+_NOTHING = Names()
 _ORPHAN_TIMEOUT = Duration(5)
 _CHECKPOINT_EVERY = Duration(60)
 _MOST_STREAMS = 128  # by default; more are asked for with --virtual-workers
@@ -44,6 +45,8 @@ class TrainSettings:
     aggregators: int | None = None
     wire_dtype: str = "fp32"
     """How gradients travel: ``bf16`` and ``fp16`` are rounded, with error feedback."""
+    tune: Names = _NOTHING
+    """What else an adapting job may change: ``aggregators``, ``wire-dtype``."""
     run_dir: Path = DEFAULT_RUN_DIR
     params: tuple[str, ...] = ()
     """``KEY=VALUE`` each, for the task's constructor."""

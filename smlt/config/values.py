@@ -39,6 +39,8 @@ def typed(value: Any, kind: type, source: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value as a message quotes it."""
+    if isinstance(value, Names):
+        value = ",".join(value)
     return str(value) if isinstance(value, int | float) else repr(str(value))
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smlt.control.cost_model import ParameterStorePrice, StepCost, StepTraffic
 from smlt.control.goals import Goals, in_words, size
-from smlt.control.performance_model import PerformanceModel, Setting
+from smlt.control.performance_model import PerformanceModel
+from smlt.control.plan_grid import as_setting
 from smlt.control.prices import Prices
+from smlt.control.step_cost import ParameterStorePrice, StepCost
 from smlt.errors import UserError
 from smlt.messages import Limits, ResourcePlan
 
@@ -28,7 +29,10 @@ class Workload:
     steps: int
     batch_size: int
     gradient_bytes: int
-    shard_bytes: int
+    """In float32."""
+    wire_bytes: int = 0
+    """As the job says that it travels."""
+    shard_bytes: int = 4 << 20
     evaluations: int = 0
     evaluation_s: float = 0.0
     """Of the whole test split on one vCPU."""
@@ -87,9 +91,10 @@ def forecasts(
         UserError: none of the plans has enough memory.
     """
     roomy = _with_memory(plans, _MARGIN * work.needed_mb)
-    waits = np.array([_waiting(plan, work, cost.store) for plan in roomy])
+    settings = [replace(plan, wire_dtype=plan.wire_dtype or cost.wire_dtype) for plan in roomy]
+    waits = np.array([_waiting(plan, cost) for plan in roomy])
     steps = [
-        (count, model.predict([_setting(plan, samples, work) for plan in roomy]))
+        (count, model.predict([as_setting(p, samples, work.gradient_bytes) for p in settings]))
         for count, samples in work.stretches
     ]
     steps_s = sum(count * (each.step_s + waits) for count, each in steps)
@@ -121,15 +126,6 @@ def _with_memory(plans: Sequence[ResourcePlan], needed_mb: float) -> list[Resour
             "batch, or micro-batches (accumulate)"
         )
     return roomy
-
-
-def _setting(plan: ResourcePlan, samples: int, work: Workload) -> Setting:
-    return Setting(
-        workers=plan.workers,
-        memory_mb=plan.memory_mb,
-        samples=samples,
-        wire_bytes=work.gradient_bytes,
-    )
 
 
 def recommended(rows: Sequence[Forecast], goals: Goals) -> Forecast:
@@ -180,12 +176,12 @@ def store_prices(prices: Prices, node: str) -> tuple[ParameterStorePrice, Parame
     return ParameterStorePrice(kind="node", node=node), ParameterStorePrice(kind="s3")
 
 
-def _waiting(plan: ResourcePlan, work: Workload, store: ParameterStorePrice) -> float:
+def _waiting(plan: ResourcePlan, cost: StepCost) -> float:
     """Seconds that a step waits for S3's requests beside their bytes; servers take none."""
-    if store.kind != "s3" or plan.workers == 1:
+    if cost.store.kind != "s3" or plan.workers == 1:
         return 0.0
-    traffic = StepTraffic.of(plan.workers, work.gradient_bytes, work.shard_bytes)
-    requests = (traffic.puts + traffic.gets) / plan.workers
+    traffic = cost.traffic(plan)
+    requests = (2 * traffic.frames + traffic.fetches) / plan.workers
     return 2 * S3_ROUND_S + requests / S3_CONCURRENT * S3_REQUEST_S
 
 
@@ -205,8 +201,8 @@ def _cost(
 ) -> float:
     """All functions run all the time; the store is paid for as long, and for what it moves."""
     return (
-        time_s * cost.per_second(plan.workers, plan.memory_mb)
-        + work.steps * cost.moving(plan.workers)
+        time_s * cost.per_second(plan)
+        + work.steps * cost.moving(plan)
         + generations * cost.start(plan.workers)
     )
 

@@ -118,7 +118,15 @@ class Goals:
 def size(plan: ResourcePlan) -> str:
     """Say a plan in words."""
     workers = f"{plan.workers} worker{'' if plan.workers == 1 else 's'}"
-    return f"{workers} of {plan.memory_mb:,} MB"
+    return f"{workers} of {plan.memory_mb:,} MB{exchange(plan)}"
+
+
+def exchange(plan: ResourcePlan) -> str:
+    """Say how a plan has gradients exchanged, if it decides that, as in ``, 2 aggregators``."""
+    said = ""
+    if plan.aggregators is not None:
+        said += f", {plan.aggregators} aggregator{'' if plan.aggregators == 1 else 's'}"
+    return said if plan.wire_dtype is None else f"{said}, {plan.wire_dtype} on the wire"
 
 
 def in_words(seconds: float) -> str:

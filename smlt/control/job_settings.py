@@ -52,8 +52,11 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
         "aggregators": aggregators,
         "tries_plans": is_open(
             config.parameters, shard_mb=config.shard_mb, aggregators=config.aggregators
-        ),
+        )
+        and not config.tune,
+        "tunes_aggregators": "aggregators" in config.tune,
         "wire_dtype": config.wire_dtype,
+        "tunes_wire_dtype": "wire-dtype" in config.tune,
         "cache_node": config.cache_node,
         "link_mbps": config.link_mbps,
         "determinism": config.determinism,
@@ -67,7 +70,21 @@ def training_settings(config: TrainConfig, cores: int | None) -> dict[str, Any]:
 
 def first_plan(config: TrainConfig) -> ResourcePlan:
     """Return the plan that a job begins with."""
-    return ResourcePlan(workers=1 if config.inline else config.workers, memory_mb=config.memory_mb)
+    workers = 1 if config.inline else config.workers
+    aggregators = wire_dtype = None
+    if "aggregators" in config.tune:
+        _, asked = sharding(
+            config.parameters, workers, shard_mb=config.shard_mb, aggregators=config.aggregators
+        )
+        aggregators = asked or workers
+    if "wire-dtype" in config.tune:
+        wire_dtype = config.wire_dtype
+    return ResourcePlan(
+        workers=workers,
+        memory_mb=config.memory_mb,
+        aggregators=aggregators,
+        wire_dtype=wire_dtype,
+    )
 
 
 def threads_of(memory_mb: int) -> int:

@@ -57,6 +57,8 @@ class Setting:
     aggregators: int | None = None
     samples: float = 1.0
     wire_bytes: float | None = None
+    wire_share: float = 1.0
+    """How much of them travels in this setting: a half, where they are rounded to 16 bits."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.memory_mb <= 0 or self.samples <= 0:
@@ -215,7 +217,7 @@ class _Features:
     def of(cls, settings: Sequence[Setting], granularity: Granularity) -> _Features:
         workers = np.array([s.workers for s in settings], dtype=np.float64)
         owners = np.array([s.aggregators or s.workers for s in settings], dtype=np.float64)
-        wire = np.array([s.wire_bytes or 1.0 for s in settings])
+        wire = np.array([(s.wire_bytes or 1.0) * s.wire_share for s in settings])
         remote = (workers - 1) / workers  # the share of a gradient that has to travel at all
         return cls(
             share=granularity.share(workers),

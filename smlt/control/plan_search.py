@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smlt.control.cost_model import StepCost
 from smlt.control.goals import COST, TIME, Goals, Standing
 from smlt.control.optimizer import CONFIDENCE, OBJECTIVE, Optimizer, PriorMean
 from smlt.control.performance_model import (
@@ -21,7 +20,8 @@ from smlt.control.performance_model import (
     fit_performance,
 )
 from smlt.control.plan_grid import as_plan, as_setting, plan_grid, plans_of
-from smlt.control.search_grid import Array, SearchGrid
+from smlt.control.search_grid import Array, Plan, SearchGrid
+from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import Indices, SampledGaussianProcess, Surrogate
 from smlt.messages import JobSpec, ResourcePlan
 
@@ -60,6 +60,7 @@ class PlanSearch:
         self._cost = cost
         self._grid = plan_grid(spec, first)
         self._plans = plans_of(self._grid)
+        self._numbers = {plan: number for number, plan in enumerate(self._plans)}
         self._price()
         self._surrogate = surrogate(self._grid)
         self._granularity = Granularity(virtual_workers=spec.virtual_workers)
@@ -67,16 +68,16 @@ class PlanSearch:
         self._fitted: tuple[list[Measurement], PerformanceModel] | None = None
         self.forget()
 
-    def carries(self, wire_bytes: float) -> None:
+    def carries(self, gradient_bytes: float) -> None:
         """Steps exchange gradients of that size, which some parameter stores take money for."""
-        if wire_bytes != self._cost.wire_bytes:
-            self._cost = replace(self._cost, wire_bytes=wire_bytes)
+        if gradient_bytes != self._cost.gradient_bytes:
+            self._cost = replace(self._cost, gradient_bytes=gradient_bytes)
             self._price()
 
     def _price(self) -> None:
         """Price all plans; shapes (plans,)."""
         self._rates = np.array([self.rate(plan) for plan in self._plans])
-        self._moving = np.array([self._cost.moving(plan.workers) for plan in self._plans])
+        self._moving = np.array([self._cost.moving(plan) for plan in self._plans])
 
     def forget(self) -> None:
         """Begin anew: what was measured holds no longer."""
@@ -126,11 +127,11 @@ class PlanSearch:
 
     def rate(self, plan: ResourcePlan) -> float:
         """Return what a second of a plan costs, in dollars."""
-        return self._cost.per_second(plan.workers, plan.memory_mb)
+        return self._cost.per_second(plan)
 
     def step_usd(self, plan: ResourcePlan, step_s: float) -> float:
         """Return what a step of a plan costs that takes so long."""
-        return self._cost.per_step(plan.workers, plan.memory_mb, step_s)
+        return self._cost.per_step(plan, step_s)
 
     def _step_usd(self, step_s: Array) -> Array:
         """The same of all plans; shape (plans,)."""
@@ -150,7 +151,7 @@ class PlanSearch:
         for name, most in limits.items():
             self._optimizer.limit(name, most)
         self._optimizer.tell(
-            _values(plan),
+            self._values(plan),
             self.score(plan),
             {TIME: step_s, COST: self.step_usd(plan, step_s)},
             noise=noise,
@@ -158,7 +159,7 @@ class PlanSearch:
 
     def tell_failure(self, plan: ResourcePlan, kind: str) -> None:
         """Take in that a plan could not run, for want of ``memory`` or for another reason."""
-        self._optimizer.tell_failure(_values(plan), kind if kind == "memory" else "other")
+        self._optimizer.tell_failure(self._values(plan), kind if kind == "memory" else "other")
 
     def best(self) -> Choice:
         best = self._optimizer.recommend()
@@ -214,6 +215,9 @@ class PlanSearch:
 
         return expect
 
+    def _values(self, plan: ResourcePlan) -> Plan:
+        return self._grid.plan(self._numbers[plan])
+
     def _settings(self) -> list[Setting]:
         return [as_setting(plan, self._samples) for plan in self._plans]
 
@@ -230,7 +234,3 @@ class PlanSearch:
         if self._fitted is None or self._fitted[0] != measured:
             self._fitted = measured, fit_performance(measured, self._granularity)
         return self._fitted[1]
-
-
-def _values(plan: ResourcePlan) -> dict[str, int]:
-    return {"workers": plan.workers, "memory_mb": plan.memory_mb}

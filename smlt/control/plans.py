@@ -48,7 +48,7 @@ class Plans:
                 return wanted, await self._functions.of(wanted.memory_mb)
             except CloudError as error:
                 self._notice(f"{error}; going on with {held.memory_mb} MB as before")
-                held = replace(held, workers=wanted.workers)
+                held = replace(wanted, memory_mb=held.memory_mb)
         return held, await self._functions.of(held.memory_mb)
 
     def _fitting(self, plan: ResourcePlan) -> ResourcePlan:
@@ -59,4 +59,4 @@ class Plans:
             f"exact determinism takes a power of two of workers: {workers} instead of "
             f"{plan.workers} are started"
         )
-        return replace(plan, workers=workers)
+        return plan.with_workers(workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from smlt.messages import RankState
+from smlt.messages import RankState, ResourcePlan
 
 
 @dataclass(slots=True)
@@ -18,6 +18,9 @@ class Progress:
     generation: int = 0
     workers: int = 0
     memory_mb: int = 0
+    aggregators: int | None = None
+    """Of them, who own shards, and below how gradients travel: where the plan decides that."""
+    wire_dtype: str | None = None
     step: int = 0
     """Training steps done."""
     total_steps: int | None = None
@@ -53,6 +56,21 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def size(self) -> ResourcePlan:
+        """The plan that it runs on."""
+        return ResourcePlan(
+            workers=self.workers,
+            memory_mb=self.memory_mb,
+            aggregators=self.aggregators,
+            wire_dtype=self.wire_dtype,
+        )
+
+    @size.setter
+    def size(self, plan: ResourcePlan) -> None:
+        self.workers, self.memory_mb = plan.workers, plan.memory_mb
+        self.aggregators, self.wire_dtype = plan.aggregators, plan.wire_dtype
+
     def summary(self, state: str, message: str) -> Summary:
         """Return how the job ended, as far as this tells; what it has left behind is not in it."""
         loss = {} if self.loss is None else {"loss": self.loss}
@@ -68,6 +86,8 @@ class Progress:
             cost_is_estimate=self.cost_is_estimate,
             workers=self.workers,
             memory_mb=self.memory_mb,
+            aggregators=self.aggregators,
+            wire_dtype=self.wire_dtype,
             generations=self.generation,
             message=message,
             phases=dict(self.phases),
@@ -93,6 +113,9 @@ class Summary:
     cost_is_estimate: bool
     workers: int
     memory_mb: int
+    aggregators: int | None = None
+    """Where the plan decided how many, and likewise how gradients travelled."""
+    wire_dtype: str | None = None
     generations: int
     weights_digest: str | None = None
     """``sha256:…`` of the final weights."""

@@ -81,7 +81,7 @@ class ProgressFeed:
         elif report.kind == "plan":
             self.progress.total_steps = report.total_steps
             if self._stores is not None:
-                self._stores.carries(report.gradient_bytes, self.progress.workers)
+                self._stores.carries(report.gradient_bytes, self.progress.size)
             if self.on_work is not None:
                 self.on_work(report)
         elif report.kind == "notice":
@@ -93,7 +93,7 @@ class ProgressFeed:
         progress.loss, progress.metrics = record.loss, record.metrics
         self._last_step = self._clock()
         if self._stores is not None:
-            self._stores.step(progress.workers)
+            self._stores.step(progress.size)
         self._recent.append(record)
         self._rate()
         self.event("step", **record.to_dict())

@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from smlt.control.cost_model import StepCost
 from smlt.control.drift import DriftDetector
 from smlt.control.goals import Goals, Standing, size
 from smlt.control.plan_search import Choice, PlanSearch
 from smlt.control.search_grid import SearchGrid
-from smlt.control.store_bill import wire_bytes
+from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import SampledGaussianProcess, Surrogate
 from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
 
@@ -32,6 +31,7 @@ _MOST_PROBES = 10
 _WORTH = 0.01  # expected gain below which a tuning ends
 _LEAST_TRIALS = 4  # of a tuning
 _DOUBT = 0.02  # of time and cost: a goal missed by less is not warned of
+_DOUBT_OF_OTHERS = 0.1  # likewise, where steps with batches of another size are still to come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ class ResourceManager:
         if self._gradient_bytes and report.gradient_bytes != self._gradient_bytes:
             self._changed = "the model has grown"
         self._gradient_bytes = report.gradient_bytes
-        self._search.carries(wire_bytes(self._spec.wire_dtype, report.gradient_bytes))
+        self._search.carries(report.gradient_bytes)
 
     def begin(self, plan: ResourcePlan, now: float) -> None:
         """A generation is drawn with this plan."""
@@ -156,12 +156,12 @@ class ResourceManager:
         """Say what to do; None means to go on. After a decision wait for its generation."""
         if self._asked is not None and self._going_over is False:
             return None  # it stops already
-        standing = self._in_present_steps(standing)
+        standing, doubt = self._in_present_steps(standing)
         decision = self._ending(standing)
         if decision is None and self._spec.adapt and not self._going_over:
             decision = self._replan(standing)
         if decision is None:
-            self._look_ahead(standing)
+            self._look_ahead(standing, doubt)
         if decision is not None:
             self._asked, self._going_over = now, decision.stop is None
         return decision
@@ -216,17 +216,19 @@ class ResourceManager:
         self._search.rebatch(samples)
         self._begin_anew([])
 
-    def _in_present_steps(self, standing: Standing) -> Standing:
-        """Count what is left in steps of the present batch, where later ones are of another."""
+    def _in_present_steps(self, standing: Standing) -> tuple[Standing, float]:
+        """Count what is left in steps of the present batch, and say how much that may be off."""
         ahead, before = [], self._spec.origin.trained
         for steps, samples in self._batches:
             before += steps
             if before > standing.step:
                 ahead.append((min(steps, before - standing.step), samples))
         if standing.total_steps is None or not ahead:
-            return standing
+            return standing, _DOUBT
         left = self._search.present_steps(self.plan, ahead)
-        return replace(standing, total_steps=standing.step + left)
+        are_alike = all(samples == self._batch_size for _, samples in ahead)
+        standing = replace(standing, total_steps=standing.step + left)
+        return standing, _DOUBT if are_alike else _DOUBT_OF_OTHERS
 
     def _explore(self, standing: Standing, left_s: float) -> Decision | None:
         """Try another plan if that is expected to pay for going over, and back if it is no better.
@@ -285,13 +287,13 @@ class ResourceManager:
         left_usd = left * self._search.step_usd(plan, step_s) + over_s * self._search.rate(plan)
         return standing.elapsed_s + left * step_s + over_s, standing.spent_usd + left_usd
 
-    def _look_ahead(self, standing: Standing) -> None:
+    def _look_ahead(self, standing: Standing, doubt: float) -> None:
         """Warn as soon as it is known that a goal is out of reach by a plan that is to stay."""
         stays = self._settled or not self._spec.adapt
         if stays and not self._warned and self._knows_enough() and standing.left is not None:
             step_s = statistics.median(self._times)
             time_s, usd = self._outlook(standing, self.plan, step_s)
-            if not self._goals.met_by((1 - _DOUBT) * time_s, (1 - _DOUBT) * usd):
+            if not self._goals.met_by((1 - doubt) * time_s, (1 - doubt) * usd):
                 self._warn(self.plan, time_s, usd)
 
     def _warn(self, plan: ResourcePlan, time_s: float, usd: float) -> None:

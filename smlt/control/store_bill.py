@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from smlt.control.cost_model import S3Class, StepCost, s3_class, s3_cost
-from smlt.messages import JobSpec
+from smlt.control.cost_model import S3Class, s3_class, s3_cost
+from smlt.control.step_cost import StepCost
+from smlt.messages import JobSpec, ResourcePlan
 
 RENEWALS = 4  # of the lease on the job, within the time after which it is free
 _OF_A_RANK = (
@@ -43,29 +44,32 @@ class StoreBill:
         self._began = clock()
         self._moved_usd = 0.0
         self._puts = self._gets = 0
-        replace(cost, wire_bytes=1).moving(2)
-        self._per_second = cost.store.per_second(cost.prices)
+        self._asked_usd = 0.0
+        self._plan: ResourcePlan | None = None
+        self._since = self._began
+        replace(cost, gradient_bytes=1).moving(ResourcePlan(workers=2, memory_mb=1769))
+        cost.store.per_second(1, cost.prices)
         if self._objects is not None:
             s3_cost(self._objects, prices=cost.prices)
 
-    def carries(self, gradient_bytes: int, workers: int) -> None:
-        """A generation of so many workers has begun to exchange gradients of that size."""
-        self._cost = replace(
-            self._cost, wire_bytes=wire_bytes(self._spec.wire_dtype, gradient_bytes)
-        )
-        for each, count in ((_OF_A_GENERATION, 1), (_OF_A_RANK, workers)):
+    def carries(self, gradient_bytes: int, plan: ResourcePlan) -> None:
+        """A generation of that plan has begun to exchange gradients of that size."""
+        self._asked_usd, self._since = self._present_usd(), self._clock()
+        self._plan = plan
+        self._cost = replace(self._cost, gradient_bytes=gradient_bytes)
+        for each, count in ((_OF_A_GENERATION, 1), (_OF_A_RANK, plan.workers)):
             self._puts += each[0] * count
             self._gets += each[1] * count
 
-    def step(self, workers: int) -> None:
-        """That many workers have taken a step."""
-        self._moved_usd += self._cost.moving(workers)
+    def step(self, plan: ResourcePlan) -> None:
+        """The workers of a plan have taken a step."""
+        self._moved_usd += self._cost.moving(plan)
 
     @property
     def usd(self) -> float:
         """All of it so far, in US dollars."""
         seconds, prices = self._clock() - self._began, self._cost.prices
-        usd = self._moved_usd + seconds * self._per_second
+        usd = self._moved_usd + self._present_usd()
         if self._objects is None:
             return usd
         renewed = seconds * RENEWALS / self._spec.limits.hold_s
@@ -73,7 +77,8 @@ class StoreBill:
             self._objects, puts=self._puts + renewed, gets=self._gets, prices=prices
         )
 
-
-def wire_bytes(wire_dtype: str, gradient_bytes: int) -> float:
-    """Return how large a float32 gradient is as it travels."""
-    return gradient_bytes / 2 if wire_dtype in ("bf16", "fp16") else gradient_bytes
+    def _present_usd(self) -> float:
+        """What the parameter store costs for being there, with workers who look into it."""
+        workers = 0 if self._plan is None else self._plan.workers
+        per_second = self._cost.store.per_second(workers, self._cost.prices)
+        return self._asked_usd + (self._clock() - self._since) * per_second

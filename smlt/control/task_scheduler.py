@@ -187,8 +187,7 @@ class TaskScheduler:
             "plan",
             reason=decision.reason,
             saving=decision.saving,
-            workers=plan.workers if plan else None,
-            memory_mb=plan.memory_mb if plan else None,
+            **(plan.to_dict() if plan else {"workers": None, "memory_mb": None}),
         )
         if plan is not None:
             self._going_over = asyncio.create_task(self._go_over(plan))
@@ -304,14 +303,12 @@ class TaskScheduler:
         plan, function = await self._plans.take(self._job.state.plan)
         number = await self._job.draw(parent, plan)
         progress = self._feed.progress
-        progress.generation, progress.workers = number, plan.workers
-        progress.memory_mb = plan.memory_mb
+        progress.generation, progress.size = number, plan
         self._feed.event(
             "generation",
             generation=number,
             parent=parent.to_dict() if parent else None,
-            workers=plan.workers,
-            memory_mb=plan.memory_mb,
+            **plan.to_dict(),
         )
         supervisor = self._supervisor = self._supervise(number, plan, function)
         if self._stopping.is_set():

@@ -41,7 +41,7 @@ class Invocation:
     async def run(self) -> dict[str, Any]:
         """Return what became of this invocation; what went wrong has been told to the client."""
         state, _ = await self._objects.get(JobObjects(self._task.job_id).state)
-        job = JobState.from_dict(json.loads(state))
+        job = JobState.from_dict(json.loads(state)).planned()
         if self._is_superseded(job):
             return {"status": "superseded"}
         limits = job.spec.limits

@@ -53,6 +53,7 @@ def test_a_job_from_its_package_to_nothing(shell, account, bucket, valkey):
     metered = sum(entry["gb_s"] for name, entry in account.say("bill").items() if "-here-" in name)
     assert trained.summary["billed_gb_s"] == pytest.approx(metered, rel=0.02)
     assert any("through the function" in notice for notice in trained.summary["notices"])
+    assert any("--cache-node TYPE counts" in notice for notice in trained.summary["notices"])
     assert tagged(account)
 
     shell.smlt("destroy", "--objects", bucket).check(0)

@@ -1,14 +1,15 @@
 """Costs against invoices worked out by hand, to the last digit that is billed."""
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from smlt.aggregation.shard_plan import plan_shards
 from smlt.control.cost_model import (
-    ParameterStorePrice,
-    StepCost,
-    StepTraffic,
     cache_node_cost,
     cache_serverless_cost,
     gb_seconds,
@@ -16,7 +17,9 @@ from smlt.control.cost_model import (
     s3_cost,
 )
 from smlt.control.prices import read_prices
+from smlt.control.step_cost import ParameterStorePrice, StepCost, StepTraffic
 from smlt.errors import ConfigError
+from smlt.messages import ResourcePlan
 
 
 def test_four_workers_for_a_minute():
@@ -89,28 +92,53 @@ def test_a_serverless_cache_bills_kilobytes_moved_and_gigabytes_held():
 
 
 def test_the_traffic_of_a_step_by_counting_frames():
-    # 3 workers, 2 shards. Contributions: each shard from the 2 that do not own it: 4 puts, 4 gets.
-    # Means: 2 puts, fetched by the 2 others each: 4 gets. Half of 8 MB in every frame.
-    traffic = StepTraffic.of(3, wire_bytes=8e6, shard_bytes=4e6)
-    assert (traffic.puts, traffic.gets) == (6, 8)
+    # 3 workers, 2 shards. Contributions: each shard from the 2 that do not own it: 4 frames, each
+    # fetched once. Means: 2 frames, fetched by the 2 others each. Half of 8 MB in every frame.
+    # All 3 wait for means, both owners for contributions.
+    traffic = StepTraffic.of(3, 8e6, 4e6, aggregators=2)
+    assert (traffic.frames, traffic.fetches, traffic.waits) == (6, 8, 5)
     assert (traffic.uploaded, traffic.downloaded) == (6 * 4e6, 8 * 4e6)
-    alone = StepTraffic.of(1, wire_bytes=8e6, shard_bytes=4e6)
-    assert (alone.puts, alone.gets, alone.uploaded, alone.downloaded) == (0, 0, 0, 0)
+    rounded = StepTraffic.of(3, 8e6, 4e6, aggregators=2, wire_dtype="bf16")
+    assert (rounded.frames, rounded.fetches) == (6, 8)
+    assert (rounded.uploaded, rounded.downloaded) == (6 * 2e6, 8 * 2e6)
+    alone = StepTraffic.of(1, 8e6, 4e6)
+    assert alone == StepTraffic(frames=0, fetches=0, waits=0, uploaded=0, downloaded=0)
+
+
+@given(
+    workers=st.integers(1, 64),
+    elements=st.integers(1, 10**8),
+    shard_mb=st.floats(0.1, 64),
+    aggregators=st.none() | st.integers(1, 64),
+)
+def test_there_are_as_many_shards_as_the_ranks_cut(workers, elements, shard_mb, aggregators):
+    shard_bytes = int(shard_mb * 2**20)
+    plan = plan_shards(
+        elements, world_size=workers, shard_bytes=shard_bytes, aggregators=aggregators
+    )
+    traffic = StepTraffic.of(workers, 4 * elements, shard_bytes, aggregators=aggregators)
+    assert traffic.frames == (plan.shards * workers if workers > 1 else 0)
 
 
 def test_a_step_is_priced_with_its_store():
     # 3 workers × 1 GB for 2 s: 6 GB-s × $0.0000166667 = $0.0001000002
-    step = {"prices": read_prices(), "wire_bytes": 8e6, "shard_bytes": 4e6}
-    assert StepCost(**step).per_step(3, 1024, 2.0) == pytest.approx(0.0001000002, rel=1e-9)
-    # 6 PUT × $0.000005 = $0.00003; every GET looked at twice: 16 × $0.0000004 = $0.0000064
+    step = {"prices": read_prices(), "gradient_bytes": 8e6, "shard_bytes": 4e6, "aggregators": 2}
+    plan = ResourcePlan(workers=3, memory_mb=1024)
+    assert StepCost(**step).per_step(plan, 2.0) == pytest.approx(0.0001000002, rel=1e-9)
+    # 6 frames are 12 PUTs; 5 waits of 3 listings each, at the price of PUTs; 8 GETs: 27 × $0.000005
+    # + 8 × $0.0000004 = $0.0001382. In 2 s: 3 PUTs and 3 GETs a second by each of 3 workers, 3
+    # listings by the client: 24 × $0.000005 + 18 × $0.0000004 = $0.0001272.
     s3 = StepCost(**step, store=ParameterStorePrice(kind="s3"))
-    assert s3.per_step(3, 1024, 2.0) == pytest.approx(0.0001000002 + 0.0000364, rel=1e-9)
+    assert s3.per_step(plan, 2.0) == pytest.approx(0.0001000002 + 0.0001382 + 0.0001272, rel=1e-9)
+    # One owner has 2 shards of its own, too, but 4 waits; bytes within a region cost nothing.
+    one = replace(plan, aggregators=1, wire_dtype="bf16")
+    assert s3.moving(one) == pytest.approx((12 + 4 * 3) * 0.000005 + 8 * 0.0000004)
     # 2 s of a node of $0.1752 an hour = $0.0000973333
     node = StepCost(**step, store=ParameterStorePrice(kind="node"))
-    assert node.per_step(3, 1024, 2.0) == pytest.approx(0.0001000002 + 0.00009733333, rel=1e-7)
+    assert node.per_step(plan, 2.0) == pytest.approx(0.0001000002 + 0.00009733333, rel=1e-7)
     # 56 MB moved = 54,687.5 KB × $0.0023/1,000,000 = $0.00012578; 0.1 GB for 2 s = $0.0000046667
     serverless = StepCost(**step, store=ParameterStorePrice(kind="serverless"))
-    assert serverless.per_step(3, 1024, 2.0) == pytest.approx(
+    assert serverless.per_step(plan, 2.0) == pytest.approx(
         0.0001000002 + 0.00012578125 + 0.00000466667, rel=1e-7
     )
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from smlt.control.cost_model import StepCost, lambda_cost
+from smlt.control.cost_model import lambda_cost
 from smlt.control.drift import DriftDetector
 from smlt.control.goals import Standing
 from smlt.control.prices import read_prices
 from smlt.control.resource_manager import ResourceManager
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
+from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import SampledGaussianProcess
 from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
 
@@ -33,7 +34,12 @@ def law(plan, scale=1.0):
 
 
 def exchange(plan):
-    return 0.1 + 0.015 * (plan.workers - 1)
+    if plan.aggregators is None:
+        return 0.1 + 0.015 * (plan.workers - 1)
+    # Gradients so large that an eighth of the ranks as owners, and half the bytes, do better.
+    n, m = plan.workers, plan.aggregators
+    wire = 0.5 if plan.wire_dtype == "bf16" else 1.0
+    return wire * (0.2 * (1 + n / m) / 2 + 0.03 * (n - 1)) + 0.02 * m
 
 
 class Job:
@@ -46,6 +52,7 @@ class Job:
         slow=lambda job, plan: 1.0,
         oom=lambda plan: False,
         batches=(),
+        first=FIRST,
         **goal,
     ):
         """``batches`` are numbers of steps with the samples that each of them has."""
@@ -53,10 +60,10 @@ class Job:
         self.spec = JobSpec(
             target="t:T", batch_size=64, virtual_workers=64, most_workers=64, adapt=adapt, **goal
         )
-        self.notices, self.decisions, self.tried = [], [], [FIRST]
+        self.notices, self.decisions, self.tried = [], [], [first]
         self.manager = ResourceManager(
             self.spec,
-            FIRST,
+            first,
             StepCost(prices=read_prices()),
             notice=self.notices.append,
             **options,
@@ -66,10 +73,10 @@ class Job:
         self.report = WorkerReport(rank=0, kind="plan", batches=list(batches), gradient_bytes=400)
         self.slow, self.oom = slow, oom
         self.now = self.spent = 0.0
-        self.step, self.plan, self.stopped = 0, FIRST, None
+        self.step, self.plan, self.stopped = 0, first, None
 
     def run(self):
-        self._begin(FIRST)
+        self._begin(self.plan)
         while self.step < self.steps and self.stopped is None:
             batch = self.batches[self.step] if self.batches else 64
             # The exchange takes as long for every batch.
@@ -221,7 +228,7 @@ def test_a_lasting_change_of_a_fifth_is_found_within_some_steps(factor):
 
 def test_the_price_of_a_second_is_that_of_the_list():
     plan = ResourcePlan(workers=3, memory_mb=2048)
-    cost = StepCost(prices=read_prices()).per_second(plan.workers, plan.memory_mb)
+    cost = StepCost(prices=read_prices()).per_second(plan)
     assert cost == pytest.approx(dollars(plan, 1))
     assert cost == pytest.approx(lambda_cost(3000, 2048, 0))
 
@@ -288,6 +295,38 @@ def test_a_deadline_takes_later_batches_into_account(seed):
     assert job.now <= 2400
     assert job.spent <= 1.35 * best
     assert not any("out of reach" in notice for notice in job.notices)
+
+
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_aggregators_and_the_wire_dtype_are_chosen_too(seed):
+    first = replace(FIRST, aggregators=4, wire_dtype="fp32")
+    job = Job(
+        steps=2000,
+        first=first,
+        tunes_aggregators=True,
+        tunes_wire_dtype=True,
+        deadline_s=5000,
+        seed=seed,
+    ).run()
+    assert job.step == 2000
+    assert job.now <= 5000
+    # Half the bytes do better whatever the rest of the plan.
+    assert job.plan.wire_dtype == "bf16"
+    assert any("on the wire" in decision.reason for decision in job.decisions)
+
+    def cost(plan):
+        seconds, usd = fixed(plan, 2000)
+        return usd if seconds <= 5000 else float("inf")
+
+    plans = [
+        replace(plan, aggregators=m, wire_dtype=dtype)
+        for plan in every_plan()
+        for m in {1, plan.workers, -(-plan.workers // 2), -(-plan.workers // 4)}
+        for dtype in ("fp32", "bf16")
+    ]
+    assert job.spent <= 1.25 * min(map(cost, plans))
 
 
 def test_a_model_that_grows_is_planned_anew():

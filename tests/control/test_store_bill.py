@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from smlt.control.cost_model import ParameterStorePrice, StepCost
 from smlt.control.event_log import EventLog
 from smlt.control.prices import read_prices
 from smlt.control.progress import Progress
 from smlt.control.progress_feed import ProgressFeed
+from smlt.control.step_cost import ParameterStorePrice, StepCost
 from smlt.control.store_bill import StoreBill
 from smlt.errors import ConfigError
 from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
@@ -16,6 +16,12 @@ from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerRep
 SPEC = JobSpec(target="t:T", batch_size=64)
 S3 = "s3://bucket/prefix"
 DIRECTORY = "file:///run/objects"
+# What S3 is asked while 3 workers run, a second: 3 PUTs and 3 GETs each, 3 listings of the client.
+SECOND_OF_3 = 12 * 0.000005 + 9 * 0.0000004
+
+
+def plan(workers, **exchange):
+    return ResourcePlan(workers=workers, memory_mb=1769, **exchange)
 
 
 class Clock:
@@ -28,7 +34,9 @@ class Clock:
 def bill(parameters, *, node=None, objects=DIRECTORY, spec=SPEC, shard_bytes=1000):
     clock = Clock()
     store = ParameterStorePrice.of(parameters, node)
-    cost = StepCost(prices=read_prices(), store=store, shard_bytes=shard_bytes)
+    cost = StepCost(
+        prices=read_prices(), store=store, shard_bytes=shard_bytes, wire_dtype=spec.wire_dtype
+    )
     return StoreBill(spec, cost, objects, clock), clock
 
 
@@ -43,9 +51,9 @@ def bill(parameters, *, node=None, objects=DIRECTORY, spec=SPEC, shard_bytes=100
 )
 def test_nodes_are_paid_for_by_the_hour_whatever_is_done_with_them(url, node, hourly):
     found, clock = bill(url, node=node)
-    found.carries(10**6, 4)
+    found.carries(10**6, plan(4))
     for _ in range(10):
-        found.step(4)
+        found.step(plan(4))
     assert found.usd == 0
     clock.now += 1800
     assert found.usd == pytest.approx(hourly / 2)
@@ -53,34 +61,52 @@ def test_nodes_are_paid_for_by_the_hour_whatever_is_done_with_them(url, node, ho
 
 def test_s3_as_parameter_store_is_paid_for_by_request():
     found, clock = bill(S3)
-    found.carries(4500, 3)  # 5 shards of 1,000 bytes
+    found.carries(4500, plan(3, aggregators=1))  # 5 shards of 1,000 bytes
     for _ in range(100):
-        found.step(3)
-    clock.now += 1e6
-    # Each shard: 2 contributions and a mean are put. The owner fetches 2 and 2 ranks fetch the
-    # mean, each looking twice.
-    puts, gets = 100 * 5 * 3, 100 * 5 * 4 * 2
-    assert found.usd == pytest.approx(puts * 0.000005 + gets * 0.0000004)
+        found.step(plan(3, aggregators=1))
+    clock.now += 100
+    # Each shard: 2 contributions and a mean, each put and announced. The owner fetches 2, and 2
+    # ranks fetch the mean. 3 ranks wait for means and the owner for contributions, with 3 looks.
+    puts, gets = 100 * (5 * 3 * 2 + 4 * 3), 100 * 5 * 4
+    requests = puts * 0.000005 + gets * 0.0000004
+    assert found.usd == pytest.approx(requests + 100 * SECOND_OF_3)
+
+
+def test_what_a_bucket_is_asked_without_a_step_depends_on_the_workers():
+    found, clock = bill(S3)
+    clock.now += 10  # nobody but the client
+    assert found.usd == pytest.approx(10 * 3 * 0.000005)
+    found.carries(4500, plan(3))
+    clock.now += 100
+    assert found.usd == pytest.approx(10 * 3 * 0.000005 + 100 * SECOND_OF_3)
 
 
 def test_rounded_gradients_are_half_as_large():
-    found, _ = bill(S3, spec=replace(SPEC, wire_dtype="bf16"))
-    found.carries(4000, 2)  # 2 shards instead of 4
-    found.step(2)
-    assert found.usd == pytest.approx(2 * 2 * 0.000005 + 2 * 2 * 2 * 0.0000004)
+    moved = []
+    for spec, own in (("fp32", None), ("bf16", None), ("fp32", "bf16"), ("bf16", "fp32")):
+        found, _ = bill("s3://fast--use1-az4--x-s3/p", spec=replace(SPEC, wire_dtype=spec))
+        found.carries(2**20, plan(2, aggregators=1))
+        found.step(plan(2, aggregators=1, wire_dtype=own))
+        moved.append(found.usd)
+    # Each rank puts a MB and fetches one; the requests are as many.
+    saved = 1 / 1024 * 0.0032 + 1 / 1024 * 0.0006
+    assert moved[1] == moved[2] == pytest.approx(moved[0] - saved)
+    assert moved[3] == moved[0]
 
 
 def test_express_is_paid_for_by_bytes_as_well():
     found, _ = bill("s3://fast--use1-az4--x-s3/p")
-    found.carries(2**20, 2)
-    found.step(2)
-    requests = 1049 * (2 * 0.00000113 + 2 * 2 * 0.00000003)
+    found.carries(2**20, plan(2, aggregators=1))
+    found.step(plan(2, aggregators=1))
+    # 1,093 shards of 15 cache lines: 2 frames each, put and announced, fetched once each; 3 waits
+    # with 3 looks.
+    requests = (1093 * 4 + 9) * 0.00000113 + 1093 * 2 * 0.00000003
     assert found.usd == pytest.approx(requests + 2 / 1024 * 0.0032 + 2 / 1024 * 0.0006)
 
 
 def test_a_bucket_for_objects_is_paid_for_by_generations_and_for_the_lease():
     found, clock = bill("redis://a", objects=S3)
-    found.carries(4000, 10)
+    found.carries(4000, plan(10))
     # 3 puts and 6 gets of the client, 2 and 4 of each of ten ranks.
     assert found.usd == pytest.approx(23 * 0.000005 + 46 * 0.0000004)
     before = found.usd
@@ -130,13 +156,13 @@ class TestBudget:
         report = WorkerReport(rank=0, kind="plan", gradient_bytes=40 << 20, batches=[(10**6, 64)])
         manager.begin(self.FIRST, clock.now)
         manager.work(report)
-        stores.carries(report.gradient_bytes, 8)
+        stores.carries(report.gradient_bytes, self.FIRST)
         functions, step_usd, decision = 0.0, 0.0, None
         for step in range(1, 100_000):
             before = functions + stores.usd
             clock.now += 0.5
             functions += 0.5 * 8 * 1769 / 1024 * 0.0000166667
-            stores.step(8)
+            stores.step(self.FIRST)
             step_usd = functions + stores.usd - before
             manager.step(
                 StepRecord(step=step, epoch=0, loss=1.0, samples=64, seconds=0.5), clock.now

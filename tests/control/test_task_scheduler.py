@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smlt.control.cost_model import StepCost
 from smlt.control.prices import read_prices
 from smlt.control.resource_manager import Decision, ResourceManager
+from smlt.control.step_cost import StepCost
 from smlt.control.stragglers import MULTIPLE
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects

@@ -7,8 +7,23 @@ import json
 import pytest
 
 from jobs.harness import SMALL, TASKS
+from smlt.report.events import read_events
 
 KNOWN = ("--measured", "1x1769=2.0", "--measured", "8x1769=.4")
+# Learns nothing, and takes 4 ms for each sample.
+SLOW = f"""
+import sys, time
+sys.path.insert(0, {str(TASKS)!r})
+from small import Regression
+
+class Slow(Regression):
+    def __init__(self):
+        super().__init__(width=20_000, lr=0.0)
+
+    def gradients(self, samples, into, ready):
+        time.sleep(0.004 * len(samples))
+        return super().gradients(samples, into, ready)
+"""
 LONG = ("--epochs", "100", "--batch-size", "64")
 
 
@@ -31,7 +46,7 @@ def test_gradients_in_16_bits_are_planned_as_half_the_bytes(place):
         return place.smlt("plan", SMALL, *LONG, *KNOWN, "--json", *more).check(0).summary
 
     full, half = planned(), planned("--wire-dtype", "bf16")
-    assert half["workload"]["gradient_bytes"] == full["workload"]["gradient_bytes"] / 2
+    assert half["workload"]["wire_bytes"] == full["workload"]["wire_bytes"] / 2 > 0
 
 
 def test_a_goal_out_of_reach_is_said_and_s3_is_compared(place):
@@ -86,6 +101,40 @@ def test_a_job_that_ran_tells_how_long_steps_take(place):
     events = (place.run / "jobs" / job / "events.jsonl").read_text().splitlines()
     steps = [e["seconds"] for e in map(json.loads, events) if e["event"] == "step"]
     assert 0.5 * min(steps) < measured["step_s"] < 2 * max(steps)
+
+
+def test_how_gradients_travel_is_planned_on_request(place):
+    tuned = ("--tune", "aggregators,wire-dtype")
+    ended = place.smlt("plan", SMALL, *LONG, *KNOWN, *tuned).check(0)
+    assert "aggregators" in ended.out.splitlines()[1]
+    assert " --wire-dtype " in ended.out
+    plans = place.smlt("plan", SMALL, *LONG, *KNOWN, *tuned, "--json").check(0).summary["plans"]
+    kinds = {(row["plan"]["aggregators"], row["plan"]["wire_dtype"]) for row in plans}
+    assert {(1, "fp32"), (1, "bf16"), (2, "bf16")} <= kinds
+
+
+@pytest.mark.slow
+def test_aggregators_and_the_wire_dtype_are_tried_on_real_steps(place):
+    # 80 KB of gradient at 0.4 MB a second: half the bytes save much of a step.
+    (place.path / "slow.py").write_text(SLOW)
+    ended = place.smlt(
+        "tune", "slow.py:Slow", "--epochs", "300", "--link-mbps", "0.4", "--max-workers", "4",
+        "--tune", "aggregators,wire-dtype", "--json", limit_s=160,
+    ).check(0)  # fmt: skip
+    found = ended.summary
+    assert {trial["plan"]["wire_dtype"] for trial in found["trials"]} == {"fp32", "bf16"}
+    [log] = place.run.glob("jobs/*/events.jsonl")
+    events = list(read_events(log))
+    ran = [e.fields["wire_dtype"] for e in events if e.name == "generation"]
+    assert set(ran) == {"fp32", "bf16"}
+    reasons = [e.fields["reason"] for e in events if e.name == "plan"]
+    assert any("bf16 on the wire" in reason for reason in reasons)
+    resumed = place.smlt(
+        "resume", found["job_id"], "--workers", "4", "--aggregators", "2", "--wire-dtype", "bf16",
+        "--steps", str(found["steps"] + 4), "--json",
+    ).check(0)  # fmt: skip
+    kept = resumed.summary
+    assert (kept["workers"], kept["aggregators"], kept["wire_dtype"]) == (4, 2, "bf16")
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ import pytest
 from safetensors.numpy import load
 
 from jobs.harness import SMALL
+from smlt.control.prices import read_prices
+from smlt.control.step_cost import ParameterStorePrice, StepCost
+from smlt.messages import ResourcePlan
 from smlt.report.events import read_events
 from tests.io.s3_servers import CREDENTIALS, S3Server
 
@@ -64,9 +67,22 @@ def test_a_bucket_that_cannot_be_used_is_named_before_anything_begins(
 def test_a_bucket_is_a_parameter_store_too(place, server):
     """No server to start: shards, claims, leases and all go through S3."""
     server.bucket("fast-enough")
+    server.requests.clear()
     options = ("--objects", "s3://fast-enough/objects", "--parameters", "s3://fast-enough/shards")
     options += ("--s3-endpoint", server.endpoint)
     ended = place.train(SMALL, *OPTIONS, *options, limit_s=110, **CREDENTIALS).check(0)
+    # What S3 bills, by the requests that it had: PUTs and listings alike, and GETs.
+    asked = [(m, path) for m, path in server.requests if "objects" not in path]
+    listings = sum(m == "GET" and path.rstrip("/") == "/fast-enough" for m, path in asked)
+    puts = listings + sum(m == "PUT" for m, _ in asked)
+    gets = sum(m == "GET" for m, _ in asked) - listings
+    billed = puts * 0.000005 + gets * 0.0000004
+    price = ParameterStorePrice(kind="s3")
+    cost = StepCost(prices=read_prices(), store=price, gradient_bytes=164, aggregators=1)
+    plan = ResourcePlan(workers=2, memory_mb=1769)
+    seconds = ended.summary["seconds"]
+    reckoned = 20 * cost.moving(plan) + seconds * price.per_second(2, cost.prices)
+    assert 0.6 * billed < reckoned < 1.6 * billed
     plain = place.train(SMALL, *OPTIONS).check(0)
     assert ended.summary["weights_digest"] == plain.summary["weights_digest"]
     assert ended.summary["generations"] == 1
