@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt._core import codec
+from smlt.aggregation.transfer import Offload
 from smlt.errors import FrameError, RankMissingError, SmltError, StoreFullError, UserError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore, written_by_us
@@ -33,6 +34,8 @@ _STREAM_LENGTH = 4 * _OUTSTANDING
 _TRANSFERS = 4
 # Below this size a hop to another thread costs more than the work.
 _OFFLOAD_BYTES = 256 << 10
+# What an operation is, in words.
+_MAX_WHAT_BYTES = 1 << 10
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Exchange:
         *,
         ttl_s: float,
         limit_s: float,
+        offload: Offload,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -61,6 +65,7 @@ class Exchange:
         self._keys = keys
         self._ttl_s = ttl_s
         self._limit_s = limit_s
+        self._beside = offload
         self._after = {keys.inbox(rank): "0-0", keys.board: "0-0"}
         self._arrived: dict[str, None] = {}
         self._waiters: dict[str, asyncio.Future[str]] = {}
@@ -121,7 +126,9 @@ class Exchange:
             return outgoing.fetched
         self._outgoing[key] = outgoing
         async with self._transfers:
-            pieces = await _offload(data.nbytes, partial(codec.encode, data, meta=what.encode()))
+            pieces = await self._offload(
+                data.nbytes, partial(codec.encode, data, meta=what.encode())
+            )
             fields = {"parcel": key.encode(), "rank": b"%d" % self.rank}
             await self._put(key, pieces, stream, fields)
         return outgoing.fetched
@@ -141,13 +148,13 @@ class Exchange:
         index = keys.index(key)
         source = labels[index][1]
         async with self._transfers:
-            data = await self._store.get(key)
+            data = await self._store.get(key, into=_room(out.nbytes))
             if data is None:
                 raise StoreFullError(
                     f"{key} was announced and is gone: the parameter store evicts or expires keys"
                     " (it needs maxmemory-policy noeviction)"
                 )
-            await _offload(data.nbytes, partial(_decode, data, out, what, source))
+            await self._offload(data.nbytes, partial(_decode, data, out, what, source))
         self._errand(self._say_fetched(key, source))
         return index
 
@@ -158,6 +165,12 @@ class Exchange:
             for stream in self._after:
                 streams.enter_context(self._store.expecting(stream))
             yield
+
+    async def _offload(self, nbytes: int, call: Callable[[], T]) -> T:
+        if nbytes < _OFFLOAD_BYTES:
+            return call()
+        result: T = await self._beside(call)
+        return result
 
     async def _say_fetched(self, key: str, source: int) -> None:
         fields = {"fetched": key.encode(), "rank": b"%d" % self.rank}
@@ -276,64 +289,8 @@ def _decode(data: memoryview, out: Bytes, what: str, source: int) -> None:
         raise FrameError(f"what rank {source} sent for {what} cannot be used: {exc}") from exc
 
 
-async def _offload(nbytes: int, call: Callable[[], T]) -> T:
-    return await asyncio.to_thread(call) if nbytes >= _OFFLOAD_BYTES else call()
-
-
-async def together(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
-    """Run calls at the same time; the first error ends them all, and is raised alone."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call()) for call in calls]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def all_to_all(
-    exchange: Exchange,
-    label: str,
-    outgoing: Sequence[Bytes | None],
-    incoming: Sequence[Bytes | None],
-    *,
-    what: str,
-) -> None:
-    """Send ``outgoing[r]`` to each rank r and fill ``incoming[r]`` with what it sent; None skips.
-
-    Gather, scatter and reduce are special cases.
-    """
-    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = []
-    for rank, (parcel, place) in enumerate(zip(outgoing, incoming, strict=True)):
-        if rank == exchange.rank:
-            if parcel is not None and place is not None:
-                place[...] = parcel
-            continue
-        if parcel is not None:
-            calls.append(partial(exchange.post, f"{label}.{rank}", parcel, to=rank, what=what))
-        if place is not None:
-            source = [(f"{label}.{exchange.rank}", rank)]
-            calls.append(partial(exchange.fetch, source, place, what=what))
-    await together(calls)
-
-
-async def all_gather(
-    exchange: Exchange, label: str, own: Bytes, incoming: Sequence[Bytes], *, what: str
-) -> None:
-    """Fill ``incoming[r]`` with what each rank r has; its own place is filled too."""
-    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
-        partial(exchange.post, label, own, to=None, what=what)
-    ]
-    for rank, place in enumerate(incoming):
-        if rank == exchange.rank:
-            place[...] = own
-        else:
-            calls.append(partial(exchange.fetch, [(label, rank)], place, what=what))
-    await together(calls)
-
-
-async def broadcast(exchange: Exchange, label: str, data: Bytes, root: int, *, what: str) -> None:
-    """Send the root's bytes into everybody's."""
-    if exchange.rank == root:
-        await exchange.post(label, data, to=None, what=what)
-    else:
-        await exchange.fetch([(label, root)], data, what=what)
+def _room(nbytes: int) -> memoryview | None:
+    """Return memory for a large parcel, so that a thread can receive it in place."""
+    if nbytes < _OFFLOAD_BYTES:
+        return None
+    return np.empty(codec.frame_bound(nbytes, _MAX_WHAT_BYTES), np.uint8).data

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from smlt.aggregation import exchange as parcels
+from smlt.aggregation import parcels
 from smlt.aggregation.exchange import Bytes, Exchange
 from smlt.aggregation.folds import fold
 from smlt.aggregation.lanes import Flat, Lane, Readiness
@@ -75,6 +75,7 @@ class Group:
             self.world_size,
             ttl_s=self._ttl_s,
             limit_s=self._limit_s,
+            offload=self._threads.run,
         )
         session.on_failure.append(self._fail)
         session.awaited.append(self._awaited)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import distributed
 
-from smlt.aggregation.exchange import together
 from smlt.aggregation.group import Group, Operation
+from smlt.aggregation.parcels import together
 from smlt.aggregation.tensors import Staged
 from smlt.aggregation.torch_work import SmltWork
 from smlt.aggregation.torch_world import World
