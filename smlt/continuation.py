@@ -75,8 +75,9 @@ class Continuation(Lead):
         self, job: Job, objects: ObjectStore, folder: RunFolder, *, anew: bool
     ) -> Summary:
         state = job.state
-        if anew:
-            # A job that goes on is not complete, whatever it was.
+        if anew or not state.stop_requested:
+            # A job that goes on is not complete, whatever it was, and a client that began to go
+            # on with it may have died here: a model that is current is written again.
             await objects.delete(JobObjects(state.job_id).model)
         folder.reopen()
         self._recall(folder, state)

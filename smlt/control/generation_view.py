@@ -51,6 +51,8 @@ class GenerationView:
         """By rank; what another invocation of it does tells nothing of the rank."""
         self.ranks: dict[int, RankView] = {}
         """The roster; empty until it is fixed."""
+        self.retired: set[int] = set()
+        """Ranks whose environments are not to serve the job again, and stay until others are."""
         self.failure: Failure | None = None
         """Why the generation was aborted, if it was."""
         self.reasons = StepFlag(0)
@@ -101,6 +103,8 @@ class GenerationView:
         if event == b"claimed":
             claim = Claim(fields["request"].decode(), fields["stream"].decode())
             self.claims[int(fields["rank"])] = claim
+        elif event == b"retire":
+            self.retired.add(int(fields["rank"]))
         elif event == b"left":
             self.ranks.setdefault(int(fields["rank"]), RankView()).leave()
             self.reasons |= StepFlag(int(fields["reasons"]))

@@ -8,6 +8,8 @@ from smlt.messages import Failure, Position
 
 # All of these count generations since a newer state was last saved.
 _SAME_FAILURE = 3
+# A machine that computes other bits is given up: each try may meet others.
+_UNFIT_HOSTS = 5
 _OF_ONE_RANK = 5
 _BARREN = 10
 # These come again for certain: another try would only cost.
@@ -47,8 +49,9 @@ class Retries:
             self._of_rank[failure.rank] += 1
         if failure.kind in _FATAL:
             return failure.message
-        if self._alike[failure.signature] == _SAME_FAILURE:
-            return f"{failure.message} ({_SAME_FAILURE} times)"
+        most = _UNFIT_HOSTS if failure.kind == "host" else _SAME_FAILURE
+        if self._alike[failure.signature] == most:
+            return f"{failure.message} ({most} times)"
         if failure.rank is not None and self._of_rank[failure.rank] == _OF_ONE_RANK:
             return f"{failure.message} (rank {failure.rank} failed {_OF_ONE_RANK} times)"
         if self._tries == _BARREN:

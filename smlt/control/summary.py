@@ -10,6 +10,7 @@ from pathlib import Path
 from smlt.control.progress import Progress, Summary
 from smlt.control.run_folder import RunFolder
 from smlt.control.task_scheduler import Outcome
+from smlt.errors import StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
@@ -20,9 +21,18 @@ from smlt.io.weights import unpack_weights
 async def summarise(
     progress: Progress, outcome: Outcome, objects: ObjectStore, folder: RunFolder
 ) -> Summary:
-    """Copy the model, and the best one if there is one, into the run folder; return the summary."""
+    """Copy the model, and the best one if there is one, into the run folder; return the summary.
+
+    Raises:
+        StoreError: the job is complete, and its model is not there.
+    """
     job = JobObjects(progress.job_id)
     model = await _bring(objects, job.model, folder.model)
+    if outcome.status == "completed" and model is None:
+        raise StoreError(
+            f"training is complete, but {job.model} has been deleted from {objects.url} since: "
+            f"`smlt resume {progress.job_id}` with more --steps writes it again"
+        )
     best = None
     if outcome.status != "failed":
         best = await _bring(objects, job.best, folder.best_model)

@@ -83,7 +83,6 @@ class Supervisor:
         self._roster_fixed = 0.0
         self._marked = False
         self._wanted = StepFlag(0)
-        self._retired: set[int] = set()
 
     @property
     def world_size(self) -> int:
@@ -115,7 +114,11 @@ class Supervisor:
             return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
         await self._settle(_SETTLE_S)
         self._show()
-        return Ended(self._view.failure, self._view.reasons)
+        failure, reasons = self._view.failure, self._view.reasons
+        if failure is None and not reasons:
+            # It must not look like an end, nor be tried again for ever.
+            failure = Failure(kind="internal", message="all ranks have left, and none said why")
+        return Ended(failure, reasons)
 
     async def conclude(self, failure: Failure) -> None:
         """End a generation that another client began: tell its ranks, and wait until they left.
@@ -145,7 +148,6 @@ class Supervisor:
     async def replace(self, ranks: Iterable[int]) -> None:
         """Have all ranks leave, and end the environments of these: they are not to serve again."""
         for rank in ranks:
-            self._retired.add(rank)
             fields = {"event": b"retire", "rank": b"%d" % rank}
             await self._store.announce(self._keys.control, fields, guard=self._keys.marker)
         await self.stop(StepFlag.STRAGGLER)
@@ -196,7 +198,7 @@ class Supervisor:
         while self._clock() < give_up:
             await self._read_logs()
             sent = self._invocations.of(self._first.generation)
-            there = (i for i in sent if i.rank not in self._retired)
+            there = (i for i in sent if i.rank not in self._view.retired)
             if all(invocation.ended or self._is_lost(invocation) for invocation in there):
                 break
             await asyncio.sleep(_SETTLE_POLL_S)

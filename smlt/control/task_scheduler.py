@@ -379,7 +379,13 @@ class TaskScheduler:
         if ended.reasons & StepFlag.PAUSE:
             return outcome("stopped", PAUSED)
         if ended.reasons & StepFlag.ORPHANED:
-            return outcome("stopped", "stopped: no client was seen for too long")
+            # This client was away for a while, and is here again: nobody has asked for an end.
+            limits = state.spec.limits
+            away_s = limits.client_lease_s + limits.orphan_s
+            self._feed.notice(
+                f"the workers had not seen this client for {away_s:g} s, and left with their state "
+                "saved; training goes on"
+            )
         if failure is None:
             return None
         if self._manager is not None and failure.kind in ("memory", "start"):

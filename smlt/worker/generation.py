@@ -86,7 +86,7 @@ class Generation:
         """Whether this rank holds a newer state than the generation began with."""
         self.aborted: Failure | None = None
         self.retired = False
-        """Whether this rank's environment is not to serve the job again: it is too slow."""
+        """Whether this rank's environment is not to serve the job again: it is slow, or unfit."""
         self.waits_for = ""
         """What this rank waits for that no other rank has to give, in words."""
         self.digests: dict[int, dict[str, int]] = {}
@@ -229,6 +229,11 @@ class Generation:
         """Say that this rank has nothing more to do in the generation, and why it stopped."""
         await self._announce("left", reasons=b"%d" % reasons)
         await self.say("left")
+
+    async def retire(self) -> None:
+        """Say that this rank's environment is not to serve the job again."""
+        self.retired = True
+        await self._announce("retire")
 
     async def outstay(self) -> None:
         """Wait until the next generation has its ranks, so that none of them comes to run here.

@@ -68,6 +68,6 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
         result = asyncio.run(take_part())
     if result.get("retired"):
-        print("this environment is too slow and not to serve again: the process ends", flush=True)
+        print("this environment is not to serve the job again: the process ends", flush=True)
         os._exit(0)
     return result

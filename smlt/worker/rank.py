@@ -147,6 +147,10 @@ class Rank:
             code_root=self._host.code_root,
         )
         logger.error("%s", failure.message, exc_info=error if failure.traceback else None)
+        if failure.kind == "host":
+            # Another machine may do: this one is not to be met again by the next generation.
+            with contextlib.suppress(StoreError):
+                await generation.retire()
         # A store that is lost cannot be told; every rank finds that out by itself.
         if not generation.store_is_lost:
             with contextlib.suppress(StoreError):

@@ -164,23 +164,18 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(town, undisturb
     assert weights == undisturbed
 
 
-@pytest.mark.parametrize("determinism", ["exact", "fast"])
-def test_host_that_computes_otherwise(town, monkeypatch, determinism):
+def test_host_that_computes_otherwise_costs_a_fast_job_its_promise(town, monkeypatch):
     hosts = itertools.chain([{"torch threads": 1}], itertools.repeat({"torch threads": 2}))
     monkeypatch.setattr(numerics, "of_this_host", lambda: next(hosts))
 
     async def scenario():
-        job = town(workers=2, determinism=determinism)
+        job = town(workers=2, determinism="fast")
         return await job.run(), job.progress.notices
 
     outcome, notices = asyncio.run(scenario())
-    if determinism == "exact":
-        assert (outcome.status, outcome.failure.kind) == ("failed", "host")
-        assert "torch threads 2 instead of 1" in outcome.message
-    else:
-        assert outcome.status == "completed"
-        [notice] = notices
-        assert "torch threads 2 instead of 1; the promise of the same bits lapses" in notice
+    assert outcome.status == "completed"
+    [notice] = notices
+    assert "torch threads 2 instead of 1; the promise of the same bits lapses" in notice
 
 
 def test_flipped_bit_in_a_workers_memory_stops_the_job(town):

@@ -270,6 +270,19 @@ def test_worker_whose_clock_is_off_by_a_minute(place, digest):
 
 
 @pytest.mark.slow
+def test_worker_on_a_machine_unfit_for_an_exact_job_is_replaced(place):
+    calm = place.train(STEADY, *OPTIONS, "--determinism", "exact").check(0)
+    fault = Fault(place, PHASES + "MixedFleet", "--determinism", "exact")
+    unfit = int(os.readlink(fault.gate.path.with_name("second")))
+    # It is gone, and neither of those who have come to the gate.
+    until(lambda: not os.path.exists(f"/proc/{unfit}"), "the end of the unfit process")
+    assert unfit not in fault.gate.waiting()
+    fault.check_end(calm.summary["weights_digest"])
+    [abort] = fault.job.events("abort")
+    assert (abort["kind"], abort["rank"]) == ("host", 1)
+
+
+@pytest.mark.slow
 def test_events_delivered_once_more(place, digest):
     fault = Fault(place, STEADY)
     cloud, job_id = fault.job.cloud(), fault.job.folder.name

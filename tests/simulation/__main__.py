@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -50,6 +52,14 @@ APART = {
     "url", "__aenter__", "__aexit__",
 }  # fmt: skip
 """Functions that cannot run in the simulation, or say nothing: no part of what is measured."""
+
+
+REAL_LIMIT_S = 600
+"""For one seed, which takes a second: code that never awaits would stop the clock for ever."""
+
+
+class StuckError(KeyboardInterrupt):
+    """No seed takes so long. Nothing swallows it on its way, as it might another error."""
 
 
 KINDS = {"launched": (Plan, play), "drop-in": (DropinPlan, dropin.play)}
@@ -110,16 +120,24 @@ class Counts:
         plan, play = KINDS[self._kind]
         began = time.monotonic()
         for seed in seeds:
-            result = play(seed)
+            try:
+                with _real_time_limited():
+                    result = play(seed)
+            except StuckError as error:
+                self._found(seed, "".join(traceback.format_exception(error)))
+                continue
             self._seeds += 1
             self._generations += result.generations
             self._endings[result.status or "client dead"] += 1
             self._harms.update(plan.draw(seed).harms)
             if result.violations:
-                self.broken.append(seed)
-                command = f"python -m tests.simulation --kind {self._kind} --seed {seed}"
-                print(f"{self._kind} {seed}: {result.violations[0]}\n  replay it: {command}")
+                self._found(seed, result.violations[0])
         self._seconds += time.monotonic() - began
+
+    def _found(self, seed: int, violation: str) -> None:
+        self.broken.append(seed)
+        command = f"python -m tests.simulation --kind {self._kind} --seed {seed}"
+        print(f"{self._kind} {seed}: {violation}\n  replay it: {command}")
 
     def __str__(self) -> str:
         return (
@@ -127,6 +145,19 @@ class Counts:
             f"{self._seconds:.0f} s; ended as {_listed(self._endings)}; "
             f"harms {_listed(self._harms)}; {len(self.broken)} violated a promise"
         )
+
+
+@contextlib.contextmanager
+def _real_time_limited():
+    def give_up(*_):
+        raise StuckError(f"not at its end after {REAL_LIMIT_S} s of real time")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(REAL_LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 @contextlib.contextmanager

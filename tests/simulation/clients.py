@@ -122,6 +122,8 @@ class Clients:
             return None
         await job.take_over(_hold(PROCESS.get().name), clock=self._world.loop.time)
         self._world.trace(PROCESS.get().name, "takes over")
+        if not job.state.stop_requested:
+            await self.patient().delete(JobObjects(self._world.job_id).model)
         return job
 
     async def _resumed(self):

@@ -82,6 +82,7 @@ class Environment(Process):
         finally:
             self._watch.cancel()
         world.witness.left(self, result)
+        return result
 
     def bite_within(self, seconds: float, why: str) -> None:
         """Play the watchdog."""
@@ -183,6 +184,10 @@ class SimulatedCloud:
             self._world.violated(f"an invocation raised {task.exception()!r}")
         elif leftovers := [t for t in environment.tasks() if t is not task]:
             self._world.violated(f"{environment.name} left tasks running: {leftovers}")
+        elif task.result().get("retired"):
+            # Its process ends by itself.
+            environment.kill()
+            status = "\tStatus: error\tError Type: Runtime.ExitError"
         else:
             self._warm[name].append(environment)
         now = int(self._world.loop.now * 1000)

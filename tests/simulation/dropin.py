@@ -20,7 +20,7 @@ from smlt.aggregation.session import Session
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError
 from tests.simulation.cloud import open_store
-from tests.simulation.loop import Deadlock, Process, SimulatedLoop
+from tests.simulation.loop import Hang, Process, SimulatedLoop
 from tests.simulation.network import Latency, Network, connect_stream
 from tests.simulation.plan import CALM_S, REST_S, SERVERS
 from tests.simulation.troubles import Troubles
@@ -85,6 +85,7 @@ class DropinWorld:
     def __init__(self, plan: DropinPlan) -> None:
         self.plan = plan
         self.loop = SimulatedLoop(random.Random(f"order/{plan.seed}"), until=REST_S)
+        self.loop.on_error = self.violated
         self.nature = Process(self.loop, "world")
         self.lines, self.violations = [], []
         self._rng = random.Random(f"session/{plan.seed}")
@@ -122,14 +123,10 @@ class DropinWorld:
         runs = 0
         try:
             runs = self.loop.run_until_complete(self.loop.create_task(self._play()))
-        except (TimeoutError, Deadlock) as error:
+        except Hang as error:
             self.violated(f"{error}; {self.loop.who_waits()}")
         finally:
-            for process in list(self.running):
-                process.kill()
-            self.loop._until = float("inf")
-            self.loop.run_until_complete(asyncio.sleep(1.0))
-            self.loop.close()
+            self.loop.bury(list(self.running))
         status = "completed" if runs else "unfinished"
         return Result(self.plan.seed, self.violations, self.lines, status, runs)
 

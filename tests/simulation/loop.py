@@ -9,6 +9,7 @@ killed, after which it has no effect any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import random
@@ -17,8 +18,12 @@ from collections import deque
 PROCESS = contextvars.ContextVar("process", default=None)
 
 
-class Deadlock(Exception):
-    """Nothing is ready, and no timer is set: the program would wait for ever."""
+MOST_ROUNDS = 50_000
+"""Of callbacks at one instant: what takes more goes round in circles."""
+
+
+class Hang(Exception):
+    """The simulated world does not come to its end."""
 
 
 class Process:
@@ -101,6 +106,17 @@ class _Nothing:
 _NOTHING = _Nothing()
 
 
+def _awaited(coroutine) -> str:
+    """Name a coroutine and those in which it waits, one in the other, each with its line."""
+    names = []
+    while hasattr(coroutine, "__qualname__"):
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        names.append(coroutine.__qualname__ + (f":{frame.f_lineno}" if frame else ""))
+        inner = getattr(coroutine, "cr_await", None)
+        coroutine = inner or getattr(coroutine, "gi_yieldfrom", None)
+    return " > ".join(names)
+
+
 class _ReadyQueue:
     """What BaseEventLoop uses of a deque, with a queue for each process."""
 
@@ -161,7 +177,7 @@ class _JumpingSelector:
 
     def select(self, timeout):
         if timeout is None:
-            raise Deadlock("nothing is ready and nothing is awaited by time")
+            raise Hang("nothing is ready, and nothing is awaited by time")
         self._loop.now += timeout
         return []
 
@@ -180,8 +196,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._ready = self.ready_queue = _ReadyQueue(rng)
         self._numbers = itertools.count()
         self._rng = rng
-        self._until = until
+        self.until = until
+        """When all must be at rest."""
+        self._moment, self._rounds = 0.0, 0
         self._live = {}
+        self.on_error = lambda text: None
+        """Is told of a callback that raised: nobody else would be."""
+        self.set_exception_handler(self._tell)
         self.connector = None
         """What opens a transport to a simulated server, for redis-py."""
         self.set_task_factory(self._make_task)
@@ -190,10 +211,36 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return self.now
 
     def _run_once(self) -> None:
-        if self.now > self._until:
-            self._until = float("inf")
-            raise TimeoutError(f"the simulated world was not at rest at {self.now:g} s")
+        if self.now > self.until:
+            self.until = float("inf")
+            raise Hang(f"the simulated world was not at rest at {self.now:g} s")
+        if self.now > self._moment:
+            self._moment, self._rounds = self.now, 0
+        self._rounds += 1
+        if self._rounds > MOST_ROUNDS:
+            self._rounds = 0
+            raise Hang(f"callbacks go round in circles at {self.now:g} s, and no time passes")
         super()._run_once()
+
+    def _tell(self, loop, context) -> None:
+        handle = context.get("handle")
+        process = handle and handle._context.get(PROCESS)
+        if handle is not None and not (process and process.dead):
+            self.on_error(f"{context['message']} raised {context.get('exception')!r}")
+
+    def bury(self, processes) -> None:
+        """End what is left, so that Python does not complain of tasks that are never finished."""
+        for process in processes:
+            process.kill()
+        for task in self.unfinished():
+            task.cancel()
+        self.until = float("inf")
+        with contextlib.suppress(Hang):
+            for _ in range(100):
+                if not self.unfinished():
+                    break
+                self.run_until_complete(asyncio.sleep(0.1))
+        self.close()
 
     def _make_task(self, loop, coroutine, context=None):
         task = _Task(next(self._numbers), coroutine, loop=loop, context=context)
@@ -208,9 +255,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return [task for task in self._live if not task.done()]
 
     def who_waits(self) -> str:
-        """Name what is unfinished, with the process that it belongs to."""
+        """Name what is unfinished: whose it is, and what of it waits where for what."""
         return "; ".join(
-            f"{task.process.name if task.process else '-'}: {task.get_coro().__qualname__}"
+            f"{task.process.name if task.process else 'world'}: {_awaited(task.get_coro())}"
             for task in self.unfinished()
         )
 

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from smlt.messages import ResourcePlan
+from smlt.aggregation.group import Group
+from smlt.control.task_scheduler import TaskScheduler
+from smlt.messages import EXACT, ResourcePlan
 from tests.simulation import dropin
 from tests.simulation.clients import DrawnManager
 from tests.simulation.cloud import Environment
@@ -135,6 +138,38 @@ def test_generation_that_has_gained_nothing_is_not_cut(monkeypatch):
     assert begun(world) >= 1
 
 
+def mixed(monkeypatch, workers, unfit):
+    """An exact job on environments of which some, by what they serve first, compute other bits."""
+    begin = Environment.start
+
+    def start(self, request_id, payload):
+        if self.invocation is None:
+            self.unlike = unfit(payload["generation"], payload["rank"])
+        begin(self, request_id, payload)
+
+    monkeypatch.setattr(Environment, "start", start)
+    harm = ((390.0, "evict", 0),)  # when all is over: this world is no peaceful one
+    return World(quiet(workers=workers, determinism=EXACT, faults=harm)).run()
+
+
+def test_environment_unfit_for_an_exact_job_is_given_up_and_its_rank_goes_elsewhere(monkeypatch):
+    unfit = {(1, 1), (1, 3), (2, 3)}
+    result = mixed(monkeypatch, 4, lambda *served: served in unfit)
+    assert (result.status, result.violations) == ("completed", [])
+    # All that were unfit were found in one generation, and ended; those that were fit went on.
+    assert result.generations == 3
+    assert sum("is killed" in line for line in result.trace) == 3
+    assert len({line.split()[1] for line in result.trace if " runs rank " in line}) == 4 + 3
+
+
+def test_fleet_that_is_unfit_as_a_whole_ends_an_exact_job_in_a_sentence(monkeypatch):
+    result = mixed(monkeypatch, 2, lambda generation, rank: (generation, rank) != (1, 0))
+    assert (result.status, result.generations) == ("failed", 5)
+    [ended] = [line for line in result.trace if "the job has ended" in line]
+    assert "architecture another instead of" in ended
+    assert "(5 times)" in ended
+
+
 def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_job():
     world = World(quiet(faults=((0.8, "kill_all", 0),)))
     world.outside(0.9, setattr, world.servers[0], "full", True)
@@ -192,6 +227,46 @@ def test_object_store_that_is_out_for_a_minute_is_waited_for(why):
     if why != "all killed":
         # The one that was killed may have been a step ahead.
         assert begun(world) >= reached(world) - (why == "killed rank") > 0
+
+
+async def for_ever(*_):
+    await asyncio.Event().wait()
+
+
+async def round_in_circles(*_):
+    while True:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        (for_ever, "not at rest at 40"),
+        (round_in_circles, "go round in circles"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["launched", "drop-in"])
+def test_hang_is_a_violation_that_says_who_waits_for_what(monkeypatch, kind, planted, said):
+    if kind == "launched":
+        monkeypatch.setattr(TaskScheduler, "_tidy", planted)
+        violations = World(quiet(epochs=2)).run().violations
+    else:
+        monkeypatch.setattr(Group, "barrier", lambda group: planted)
+        calm = replace(dropin.DropinPlan.draw(0), faults=(), rounds=1)
+        world = dropin.DropinWorld(calm)
+        world.loop.until = 40.0  # ranks that wait are busy with signs of life
+        violations = world.run().violations
+    [violation] = violations
+    who = "client: TaskScheduler._generations" if kind == "launched" else "run-1/0: "
+    assert said in violation
+    assert re.search(rf"{who}[^;]* > {planted.__name__}:\d+ > ", violation), violation
+
+
+def test_callback_that_raises_is_a_violation():
+    world = World(quiet(epochs=2))
+    world.clients.leader.call_later(0.5, lambda: 1 / 0)
+    [violation] = world.run().violations
+    assert "ZeroDivisionError" in violation
 
 
 @pytest.mark.slow

@@ -186,10 +186,8 @@ class Witness:
         harms, managed = self._world.plan.harms, self._world.plan.managed
         if outcome.status == "completed":
             return
-        if outcome.status == "stopped":
-            away = {"partition", "client_dies", "client_freezes", "rival", "hang", "refuse"}
-            if harms & (STOPS | away) or managed:
-                return
+        if outcome.status == "stopped" and (harms & STOPS or managed):
+            return
         kind = outcome.failure.kind if outcome.failure else ""
         unreachable = {"partition", "restart", "hang", "refuse", "client_freezes"}
         excused = (

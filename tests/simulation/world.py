@@ -15,7 +15,7 @@ from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import save_weights
 from tests.simulation.clients import Clients
 from tests.simulation.cloud import SimulatedCloud, open_store
-from tests.simulation.loop import Deadlock, Process, SimulatedLoop
+from tests.simulation.loop import Hang, Process, SimulatedLoop
 from tests.simulation.network import Network, connect_stream
 from tests.simulation.object_store import SimulatedObjects
 from tests.simulation.plan import DATA, REST_S, START, Plan
@@ -60,6 +60,7 @@ class World:
         self.name = f"simulated-{next(_names)}"
         self.folder = _scratch
         self.loop = SimulatedLoop(random.Random(f"order/{plan.seed}"), until=REST_S)
+        self.loop.on_error = self.violated
         self.nature = Process(self.loop, "world")
         self.lines = []
         self.violations = []
@@ -110,14 +111,10 @@ class World:
         asyncio.set_event_loop(None)
         try:
             outcome = self.loop.run_until_complete(self.loop.create_task(self._play()))
-        except TimeoutError as error:
-            if "at rest" not in str(error):
-                raise
+        except Hang as error:
             self.violated(f"{error}; {self.loop.who_waits()}")
-        except Deadlock as error:
-            self.violated(str(error))
         finally:
-            self._bury()
+            self.loop.bury({task.process: None for task in self.loop.unfinished() if task.process})
             CONTENTS.pop(self.name, None)
         return Result(
             self.plan.seed,
@@ -151,19 +148,6 @@ class World:
         own = asyncio.current_task()
         while any(task is not own for task in self.loop.unfinished()):  # noqa: ASYNC110 - of all
             await asyncio.sleep(0.5)
-
-    def _bury(self) -> None:
-        """End what is left, so that Python does not complain of tasks that are never finished."""
-        for process in {t.process: None for t in self.loop.unfinished() if t.process}:
-            process.kill()
-        for task in self.loop.unfinished():
-            task.cancel()
-        self.loop._until = float("inf")
-        for _ in range(100):
-            if not self.loop.unfinished():
-                break
-            self.loop.run_until_complete(asyncio.sleep(0.1))
-        self.loop.close()
 
 
 def play(seed: int) -> Result:

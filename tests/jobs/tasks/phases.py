@@ -3,11 +3,14 @@
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from small import LAST_RANKS, wait_at
 from steady import Steady
+
+from smlt.worker import numerics
 
 
 class Waits(Steady):
@@ -126,6 +129,26 @@ class WrongClock(Waits):
     @property
     def off_s(self):
         return 60 if self.steps % 2 else -60
+
+
+class MixedFleet(Steady):
+    """The second process that is asked for its arithmetic has another one than the first."""
+
+    def initialize(self, seed, total_steps):
+        super().initialize(seed, total_steps)
+        numerics.of_this_host = self.of_this_host
+
+    def of_this_host(self, honest=numerics.of_this_host):
+        first, second = (Path(self.gate).with_name(name) for name in ("first", "second"))
+        is_other = self.is_first_at(second) if not self.is_first_at(first) else False
+        return honest() | ({"architecture": "another"} if is_other else {})
+
+    @staticmethod
+    def is_first_at(path):
+        """Whether this process is the first that came to a file."""
+        with suppress(FileExistsError):
+            path.symlink_to(str(os.getpid()))
+        return os.readlink(path) == str(os.getpid())
 
 
 class FillsTmp(Steady):
