@@ -13,7 +13,7 @@ _UNFIT_HOSTS = 5
 _OF_ONE_RANK = 5
 _BARREN = 10
 # These come again for certain: another try would only cost.
-_FATAL = {"numbers", "diverged", "memory", "space", "user", "unreachable"}
+_FATAL = {"numbers", "diverged", "memory", "user", "unreachable"}
 _BACKOFF_S = 0.5
 _BACKOFF_LIMIT_S = 30.0
 

@@ -17,7 +17,7 @@ from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.roll_call import RollCall
-from smlt.errors import CloudError, SmltError, StoreError, StoreFullError
+from smlt.errors import CloudError, SmltError, StoreError, StoreUnreachableError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ControlStore, Notice
 from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
@@ -109,8 +109,8 @@ class Supervisor:
             return await self._broken(_first(errors))
         except StoreError as error:
             # Nothing runs yet. A store that is silent has had its time to come back, but one that
-            # is full has been asked only once.
-            kind = "store" if isinstance(error, StoreFullError) else "unreachable"
+            # is full, or answers nonsense, has been asked only once.
+            kind = "unreachable" if isinstance(error, StoreUnreachableError) else "store"
             return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
         await self._settle(_SETTLE_S)
         self._show()

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from smlt.errors import (
     ConfigError,
-    FrameError,
     StoreError,
     StoreFullError,
     StoreUnreachableError,
@@ -34,6 +33,10 @@ class MovedError(StoreError):
     """The slot of a key is on another node of the cluster."""
 
 
+class OversizedReplyError(StoreError):
+    """A reply is larger than any that the command can have."""
+
+
 class ServerPatience:
     """Repeats what failed for a passing reason until the time limit, and translates the rest."""
 
@@ -49,7 +52,7 @@ class ServerPatience:
 
         Raises:
             StoreUnreachableError: it has failed for a passing reason until the time limit.
-            StoreFullError, ConfigError, FrameError, StoreError: it failed for another one.
+            StoreFullError, ConfigError, StoreError: it failed for another one.
         """
         loop = asyncio.get_running_loop()
         since: float | None = None
@@ -87,7 +90,7 @@ class ServerPatience:
     def _translated(self, exc: Exception) -> Exception:
         server = f"the parameter store {self._server}"
         if isinstance(exc, OversizeError):
-            return FrameError(f"{server} holds more than was expected: {exc}")
+            return OversizedReplyError(f"{server} holds more than was expected: {exc}")
         if isinstance(exc, RespError):
             return StoreError(f"{server} does not speak RESP: {exc}")
         if isinstance(exc, ssl.SSLError):

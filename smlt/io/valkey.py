@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from smlt.errors import StoreLostError
+from smlt.errors import FrameError, StoreLostError
 from smlt.io.connection_pool import ConnectionPool
 from smlt.io.object_store import pieces
 from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
@@ -16,7 +16,7 @@ from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
 from smlt.io.resp_threads import LARGE_BYTES, FrameThreads
 from smlt.io.server_address import ServerAddress
-from smlt.io.server_errors import ServerPatience
+from smlt.io.server_errors import OversizedReplyError, ServerPatience
 from smlt.io.valkey_control import ControlClient
 
 T = TypeVar("T")
@@ -116,21 +116,23 @@ class ValkeyStore(ParameterStore):
         self, key: str, *, into: memoryview | None = None, max_bytes: int = MAX_FRAME_BYTES
     ) -> memoryview | None:
         command = (b"GET", key.encode())
-        [reply] = await self._exchange(
-            self._data,
-            [command],
-            into=into,
-            max_bytes=max_bytes,
-            nbytes=0 if into is None else into.nbytes,
-        )
-        if isinstance(reply, memoryview):
-            return reply
-        if not isinstance(reply, bytes):
-            return None
-        if into is None or into.nbytes < len(reply):
-            return memoryview(reply)
-        into.cast("B")[: len(reply)] = reply
-        return into.cast("B")[: len(reply)].toreadonly()
+        try:
+            [reply] = await self._exchange(
+                self._data,
+                [command],
+                into=into,
+                max_bytes=max_bytes,
+                nbytes=0 if into is None else into.nbytes,
+            )
+        except OversizedReplyError as exc:
+            raise FrameError(str(exc)) from exc
+        frame = self._patience.checked(_frame, reply)
+        if not isinstance(frame, bytes):
+            return frame
+        if into is None or into.nbytes < len(frame):
+            return memoryview(frame)
+        into.cast("B")[: len(frame)] = frame
+        return into.cast("B")[: len(frame)].toreadonly()
 
     async def first(
         self,
@@ -254,10 +256,17 @@ def _flat(fields: Mapping[str, bytes]) -> list[bytes]:
     return [item for name, value in fields.items() for item in (name.encode(), bytes(value))]
 
 
+def _frame(reply: Reply) -> memoryview | bytes | None:
+    if not isinstance(reply, memoryview | bytes | None):
+        raise RespError(f"GET was answered with {reply!r:.50}")
+    return reply
+
+
 def _marker(replies: Sequence[Reply]) -> Reply:
     """What the transaction's first command returned: the guard."""
     results = replies[-1]
-    if not isinstance(results, list) or not results:
+    # All but MULTI and EXEC have been carried out.
+    if not isinstance(results, list) or len(results) != len(replies) - 2:
         raise RespError(f"EXEC was answered with {results!r:.50}")
     return results[0]
 

@@ -51,7 +51,7 @@ def test_each_failure_doubles_the_wait_up_to_half_a_minute_and_progress_makes_it
     assert retries.delay_s == 0.5
 
 
-@pytest.mark.parametrize("kind", ["numbers", "diverged", "memory", "space", "user", "unreachable"])
+@pytest.mark.parametrize("kind", ["numbers", "diverged", "memory", "user", "unreachable"])
 def test_what_comes_again_for_certain_is_not_tried_again(kind):
     failure = Failure(kind=kind, message="no use")
     assert Retries().end(failure, at(5)) == "no use"

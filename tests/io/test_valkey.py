@@ -15,6 +15,8 @@ from servers import Proxy, ValkeyServer, eventually
 
 from smlt.errors import (
     ConfigError,
+    FrameError,
+    StoreError,
     StoreFullError,
     StoreLostError,
     StoreUnreachableError,
@@ -225,6 +227,24 @@ def test_a_server_that_speaks_otherwise_is_refused():
         port = server.sockets[0].getsockname()[1]
         async with server, connect(f"redis://127.0.0.1:{port}") as store:
             with pytest.raises(Exception, match="does not speak RESP: the reply begins with"):
+                await store.get("k")
+
+    asyncio.run(scenario())
+
+
+def test_a_reply_that_is_far_too_large_is_the_servers_error_but_a_frames_own():
+    async def scenario():
+        async def serve(reader, writer):
+            await reader.read(100)
+            writer.write(b"$900000000\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, connect(f"redis://127.0.0.1:{port}") as store:
+            with pytest.raises(StoreError, match="holds more than was expected"):
+                await store.read({"s": "0-0"}, wait_s=0.1)
+            with pytest.raises(FrameError, match="holds more than was expected"):
                 await store.get("k")
 
     asyncio.run(scenario())

@@ -191,12 +191,27 @@ def test_manager_that_falls_over_does_not_leave_a_budget_unguarded(monkeypatch):
     assert "a bug in the resource manager" in violation
 
 
-@pytest.mark.parametrize("when", [0.3, 0.7])
-def test_server_that_answers_nonsense_costs_a_generation_at_most(when):
-    """The client once fell over a number where it had asked for the ranks' leases."""
-    world = World(quiet(faults=((390.0, "evict", 0),)))
-    world.outside(when, setattr, world.servers[0], "babble", b":1\r\n")
+NUMBER, HUGE = b":1\r\n", b"$900000000\r\n"
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "to", "when"),
+    [
+        (NUMBER, b"MGET", 0.3),  # the ranks' leases
+        (NUMBER, b"MGET", 0.7),
+        (NUMBER, b"GET .*:mean", 0.7),  # a frame, which was then taken to be evicted
+        (NUMBER, b"SET .*:mean", 0.7),  # in a transaction
+        (b"-ERR no\r\n", b"SET .*:marker", 0.0),
+        (HUGE, b"XREAD", 0.7),
+    ],
+)
+def test_server_that_answers_nonsense_costs_a_generation_at_most(nonsense, to, when):
+    world = World(quiet(carries=False, faults=((390.0, "evict", 0),)))
+    [server] = world.servers
+    server.babbles_to = lambda command: re.search(to, b" ".join(command[:2]))
+    world.outside(when, setattr, server, "babble", nonsense)
     result = world.run()
+    assert not server.babble
     assert (result.status, result.violations) == ("completed", [])
     assert result.generations <= 2
 

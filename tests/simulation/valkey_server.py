@@ -47,6 +47,8 @@ class ValkeyServer:
         """What every command is answered while the server cannot serve."""
         self.babble = b""
         """What the next command that comes in is answered, whatever it is."""
+        self.babbles_to = lambda command: True
+        """Which is the next one."""
         self.garbled = 0
         """So many frames are damaged on their way to whoever fetches them next."""
         self.on_write = lambda process, command: None
@@ -300,7 +302,7 @@ class Session:
 
     def _execute(self, command):
         name = command[0].upper()
-        if self.server.babble:
+        if self.server.babble and self.server.babbles_to(command):
             reply, self.server.babble = self.server.babble, b""
             return reply
         if name == b"MULTI" and not self.server.refusal:
