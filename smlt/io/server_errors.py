@@ -121,7 +121,8 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, TimeoutError):
         return "it does not answer"
     if isinstance(exc, ssl.SSLError):
-        return str(getattr(exc, "verify_message", "") or exc.reason or exc)
+        told = getattr(exc, "verify_message", "") or getattr(exc, "reason", "")
+        return str(told or exc)
     if isinstance(exc, OSError) and exc.errno:
         # asyncio puts the address into strerror; the errors of name resolution are negative.
         return os.strerror(exc.errno) if exc.errno > 0 else str(exc.strerror)

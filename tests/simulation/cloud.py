@@ -34,6 +34,8 @@ class Environment(Process):
         self.unlike = False
         """Whether this processor computes other bits."""
         self.invocation = None
+        self.walk = None
+        """The state that is trained here, once a step was taken."""
         self.rank = self.generation = None
         self.generations = set()
         """Its own, present and past: what was sent in one may arrive in the next."""

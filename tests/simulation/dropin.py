@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -31,6 +31,16 @@ LIMITS = SessionLimits(step_s=6.0, lease_s=3.0, heartbeat_s=0.5, store_s=3.0)
 FAULTS = ("kill", "kill", "kill", "kill_all", "freeze", "cut", "partition", *sorted(SERVERS))
 AGAIN_S = (0.0, 0.5, 4.0)
 """How soon after a failure all are started again."""
+MISHAPS = ("late", "absent", "lags", "leaves early", "raises", "other settings", "twice")
+"""What one rank of the first run does that a rank should not."""
+LATE_S = 3.0
+LAG_S = LIMITS.step_s + 2.0
+LARGE = 40_000
+"""Elements of an array that is not exchanged as a whole."""
+
+
+class MishapError(Exception):
+    """The training code of one rank has a bug of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,12 @@ class DropinPlan:
     rounds: int
     latency: Latency
     faults: tuple[tuple[float, str, int], ...]
+    mishap: str
+    """Of the first run's last rank; empty for none."""
 
     @property
     def harms(self) -> set[str]:
-        return {kind for _, kind, _ in self.faults}
+        return {kind for _, kind, _ in self.faults} | ({self.mishap} - {""})
 
     @classmethod
     def draw(cls, seed: int) -> DropinPlan:
@@ -76,6 +88,7 @@ class DropinPlan:
             rounds=rng.choice([3, 8, 20]),
             latency=rng.choice([Latency(), Latency(high=0.02), Latency(tail_share=0.01, tail=0.4)]),
             faults=tuple(sorted(faults)),
+            mishap=rng.choice(MISHAPS) if rng.random() < 0.2 else "",
         )
 
 
@@ -138,7 +151,7 @@ class DropinWorld:
         for number in count(1):
             if await self._all_ranks(number):
                 break
-            if not self.plan.faults:
+            if not self.plan.harms:
                 self.violated("a run failed, although nothing has gone wrong")
             await asyncio.sleep(rng.choice(AGAIN_S))
         own = asyncio.current_task()
@@ -152,9 +165,13 @@ class DropinWorld:
     async def _all_ranks(self, run: int) -> bool:
         """Start every rank; return when all are done, or as soon as one has failed."""
         tasks = []
-        for rank in range(self.plan.spec.world_size):
+        ranks = list(range(self.plan.spec.world_size))
+        mishap = self.plan.mishap if run == 1 else ""
+        if mishap == "twice":
+            ranks.append(ranks[-1])
+        for rank in ranks:
             process = Process(self.loop, f"run-{run}/{rank}")
-            task = process.spawn(self._life(rank))
+            task = process.spawn(self._life(rank, mishap if rank == ranks[-1] else ""))
             self.running.append(process)
             task.add_done_callback(lambda _, process=process: self.running.remove(process))
             tasks.append(task)
@@ -173,27 +190,44 @@ class DropinWorld:
             return True
         # What an error says of a process is another thing in every run of the seed.
         self.trace(task.process.name, f"fails: {type(error).__name__}")
-        if not isinstance(error, SmltError):
+        if not isinstance(error, SmltError | MishapError):
             self.violated(f"{task.process.name} raised {error!r}")
         return False
 
-    def _session(self, store, rank: int) -> Session:
+    def _session(self, store, rank: int, spec: SessionSpec) -> Session:
         clock, draw = self.loop.time, self._rng.getrandbits
-        return Session(store, "walk", rank, self.plan.spec, LIMITS, clock=clock, draw=draw)
+        return Session(store, "walk", rank, spec, LIMITS, clock=clock, draw=draw)
 
-    async def _life(self, rank: int) -> None:
+    async def _life(self, rank: int, mishap: str) -> None:
+        if mishap == "absent":
+            return
+        if mishap == "late":
+            await asyncio.sleep(LATE_S)
+        spec = self.plan.spec
+        if mishap == "other settings":
+            spec = replace(spec, shard_bytes=spec.shard_bytes * 2)
         url = ",".join(f"redis://{server.process.name}:6379/0" for server in self.servers)
         plan = self.plan
         async with (
             open_store(self, url, time_limit_s=LIMITS.store_s) as store,
-            self._session(store, rank) as session,
+            self._session(store, rank, spec) as session,
         ):
             await session.formed()
             async with Group(session) as group:
                 rounds = _Rounds(self, group, plan)
                 for number in range(plan.rounds):
+                    if number == plan.rounds // 2:
+                        if mishap == "leaves early":
+                            return
+                        await self._stumble(mishap)
                     await rounds.take(number)
                 await group.barrier()()
+
+    async def _stumble(self, mishap: str) -> None:
+        if mishap == "lags":
+            await asyncio.sleep(LAG_S)
+        elif mishap == "raises":
+            raise MishapError("a bug of the training code")
 
 
 class _Rounds:
@@ -206,7 +240,11 @@ class _Rounds:
 
     async def take(self, number: int) -> None:
         rng = random.Random(f"{self._plan.seed}/{number}")
-        kinds = rng.sample(["average", "fold", "gather", "scatter", "broadcast", "ring"], 2)
+        kinds = rng.sample(
+            ["average", "fold", "gather", "scatter", "broadcast", "ring", "swap", "agree"], 2
+        )
+        if rng.random() < 0.05:
+            kinds.append("large")
         # Numbered in the same order on all ranks, and then under way together.
         operations = [getattr(self, f"_{kind}")(number) for kind in kinds]
         await _together(operations)
@@ -251,6 +289,25 @@ class _Rounds:
         wanted = sum(self._given(number + rank, other) for other in self._ranks)
         operation = self._group.reduce_scatter(pieces, out, "sum")
         return self._operation(operation, "scattered sum", out, wanted)
+
+    def _large(self, number: int):
+        array = self._given(number, self._group.rank, LARGE).astype(np.int32)
+        total = sum(self._given(number, rank, LARGE) for rank in self._ranks)
+        return self._operation(self._group.all_reduce(array, "sum"), "large sum", array, total)
+
+    def _swap(self, number: int):
+        rank = self._group.rank
+        outgoing = [as_bytes(self._given(number + to, rank).astype(np.int8)) for to in self._ranks]
+        every = np.zeros((len(self._ranks), outgoing[0].size), np.uint8)
+        wanted = [
+            self._given(number + rank, other).astype(np.int8).view(np.uint8)
+            for other in self._ranks
+        ]
+        operation = self._group.all_to_all(outgoing, list(every), what="swap")
+        return self._operation(operation, "swapping", every, wanted)
+
+    def _agree(self, number: int):
+        return self._group.agree(b"layout %d" % number, lambda theirs: f"theirs is {theirs}")()
 
     def _broadcast(self, number: int):
         root = number % len(self._ranks)

@@ -57,6 +57,8 @@ class Network:
             raise asyncio.CancelledError
         if not server.up:
             raise ConnectionRefusedError("the server is down")
+        if server.distrust is not None:
+            raise server.distrust
         number = next(self._numbers)
         rng = random.Random(f"{self._seed}/{number}")
         channel = Channel(self, process, server, rng, on_data, on_lost)

@@ -52,6 +52,7 @@ class SimulatedObjects(MemoryObjectStore):
         # A memory view may change until the answer has come: real clients read it on the way.
         etag = await super().put(key, data, **conditions)
         self._world.witness.stored(PROCESS.get(), key)
+        self._world.troubles.written(key)
         if self._world.loop.now < self._world.objects_down_until and self._world.rng.random() < 0.5:
             raise StoreUnreachableError("the connection was lost before the answer had come")
         await asyncio.sleep(self._world.rng.uniform(0.001, 0.01))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smlt.messages import EXACT, JobSpec, Limits
 from tests.simulation import walk
@@ -18,9 +18,11 @@ CLIENTS = {"client_dies", "client_freezes", "rival"}
 SERVERS = {"restart", "evict", "full", "hang", "refuse", "garble", "babble"}
 FAULTS = (
     "kill", "kill", "kill", "kill_all", "freeze", "cut", "partition", "objects",
-    "rot", "rot", "logs", "lose", "lose", "plan", "plan",
+    "rot", "rot", "rot", "rot_next", "logs", "lose", "lose", "plan", "plan",
     *sorted(STOPS), *sorted(CLIENTS), *sorted(SERVERS),
 )  # fmt: skip
+FLIPS = 0.04
+"""Share of the jobs in which a bit of a worker's memory is flipped."""
 LARGE = 80_000
 """Elements of a gradient that is worked on in threads."""
 DATA, START = "data/manifest.json", "weights/start.safetensors"
@@ -78,6 +80,11 @@ class Plan:
     @classmethod
     def draw(cls, seed: int) -> Plan:
         rng = random.Random(seed)
+        plan = cls._draw(seed, rng)
+        return plan.with_a_flipped_bit(rng) if rng.random() < FLIPS else plan
+
+    @classmethod
+    def _draw(cls, seed: int, rng: random.Random) -> Plan:
         workers = rng.choice([1, 2, 2, 3, 3, 4, 5])
         tests = rng.choice([0, 0, 5])
         determinism = rng.choice(["fast", "fast", EXACT])
@@ -115,6 +122,24 @@ class Plan:
             heir_after=rng.choice([None, 0.0, 1.0, 20.0]),
             resumes=rng.random() < 0.5,
             faults=_faults(rng),
+        )
+
+    def with_a_flipped_bit(self, rng: random.Random) -> Plan:
+        """Have the memory of one rank damaged, and nothing else go wrong: all depends on that."""
+        return replace(
+            self,
+            workers=max(2, self.workers),
+            digest_steps=1,
+            until=None,
+            patience=None,
+            checkpoint_s=60.0,
+            epochs=6,
+            late=0.0,
+            undelivered=0.0,
+            unlike=0.0,
+            managed=0.0,
+            limits=replace(self.limits, function_s=900.0),
+            faults=((rng.uniform(0.3, 0.8), "flip", rng.getrandbits(32)),),
         )
 
     @property

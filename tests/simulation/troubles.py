@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import ssl
 
 from smlt.control.job import Job
 from smlt.errors import SmltError
@@ -23,6 +24,13 @@ REFUSALS = [
 ]
 
 
+DISTRUST = [
+    ssl.SSLCertVerificationError("certificate has expired"),
+    ssl.SSLEOFError("EOF occurred in violation of protocol"),
+]
+"""The one stays, the other may pass."""
+
+
 class Troubles:
     """Strikes a world. What a fault does beside its kind, the number that comes with it decides."""
 
@@ -30,7 +38,10 @@ class Troubles:
         self._world = world
         self.rotten = set()
         """(generation, step) of checkpoints of which something was damaged."""
-        self.objects_failed = False
+        self.rots_next = None
+        """What is to be done to the next part of a checkpoint as it is written."""
+        self.flipped = None
+        """The environment in whose memory a bit was flipped."""
 
     def strike(self, kind: str, number: int) -> None:
         world, rng = self._world, random.Random(number)
@@ -57,6 +68,15 @@ class Troubles:
         if victim:
             victim.freeze()
             self._world.outside(rng.choice([1.0, 5.0, 20.0]), victim.thaw)
+
+    def _flip(self, rng, victim) -> None:
+        """Flip a bit in the memory of a rank that has taken a step: as soon as there is one."""
+        able = [e for e in self._world.cloud.running if e.walk is not None and e.moves]
+        if not able:
+            self._world.outside(0.05, self._flip, rng, victim)
+            return
+        self.flipped = rng.choice(able)
+        self.flipped.walk.m.view("u4")[rng.randrange(self.flipped.walk.m.size)] ^= 1 << 22
 
     # Of the network
 
@@ -91,8 +111,15 @@ class Troubles:
 
     def _refuse(self, rng, victim) -> None:
         server = rng.choice(self._world.servers)
+        seconds = rng.choice([0.5, 2.0, 10.0])
+        if rng.random() < 0.3:
+            # Before a word is said: by TLS.
+            server.distrust = rng.choice(DISTRUST)
+            self._world.network.cut_off(server)
+            self._world.outside(seconds, setattr, server, "distrust", None)
+            return
         server.refusal = rng.choice(REFUSALS)
-        self._world.outside(rng.choice([0.5, 2.0, 10.0]), setattr, server, "refusal", b"")
+        self._world.outside(seconds, setattr, server, "refusal", b"")
 
     def _garble(self, rng, victim) -> None:
         rng.choice(self._world.servers).garbled = rng.choice([1, 1, 2, 4])
@@ -105,7 +132,6 @@ class Troubles:
     # Of the object store
 
     def _objects(self, rng, victim) -> None:
-        self.objects_failed = True
         until = self._world.loop.now + rng.choice([0.5, 3.0, 5.0, 20.0, 60.0])
         self._world.objects_down_until = until
 
@@ -118,21 +144,47 @@ class Troubles:
         newest = max(manifests, key=_place)
         parts = objects.keys(newest.removesuffix("manifest.json"))
         every = [key for key in objects.keys(folder) if key.count("/") == newest.count("/")]
-        key = rng.choice([newest, rng.choice(parts), rng.choice(every), max(every, key=_place)])
-        self.rotten.add(_place(key))
-        data = bytearray(objects.content(key))
-        how = rng.choice(["flip", "cut short", "delete", "date back"])
-        if how == "date back" and key in manifests:
-            data = json.dumps({**json.loads(data), "version": 0}).encode()
-        elif how == "cut short":
-            del data[rng.randrange(len(data)) :]
-        else:
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        self._world.trace("world", f"{how}: {key}")
-        objects.replace(key, None if how == "delete" else bytes(data))
-        if rng.random() < 0.5:
+        key = rng.choice(
+            [newest, newest, rng.choice(parts), rng.choice(every), max(every, key=_place)]
+        )
+        objects.replace(key, self._rotten(key, objects.content(key), rng))
+        if rng.random() < 0.7:
             # Or nobody would read it.
             self._world.outside(rng.uniform(0, 0.3), self._kill_all, rng, None)
+
+    def _rot_next(self, rng, victim) -> None:
+        """Damage a part of a checkpoint when it is written: whoever commits it looks at it."""
+        self.rots_next = rng
+
+    def written(self, key: str) -> None:
+        """An object has been put: the disk below it may be a bad one."""
+        if self.rots_next is not None and "/part-" in key:
+            rng, self.rots_next = self.rots_next, None
+            objects = self._world.objects
+            objects.replace(key, self._rotten(key, objects.content(key), rng))
+
+    def _rotten(self, key: str, content: bytes, rng) -> bytes | None:
+        """Return what is left of an object; None where it is lost."""
+        self.rotten.add(_place(key))
+        hows = ["flip", "flip at the beginning", "cut short", "delete"]
+        if key.endswith("/manifest.json"):
+            hows += ["date back", "lack a leaf", "swap the digest"]
+        how = rng.choice(hows)
+        self._world.trace("world", f"{how}: {key}")
+        data = bytearray(content)
+        if how == "delete":
+            return None
+        if how == "cut short":
+            return bytes(data[: rng.randrange(len(data))])
+        if how.startswith("flip"):
+            end = min(300, len(data)) if how.endswith("beginning") else len(data)
+            data[rng.randrange(end)] ^= 1 << rng.randrange(8)
+            return bytes(data)
+        try:
+            document = json.loads(content)
+            return json.dumps(_altered(document, how)).encode()
+        except ValueError:
+            return b""  # it was rotten before
 
     # Of Lambda
 
@@ -199,6 +251,16 @@ async def _quietly(request) -> None:
         await request
     except SmltError:
         return
+
+
+def _altered(document, how: str):
+    """A manifest that is well-formed, and not that of its checkpoint."""
+    if how == "date back":
+        return document | {"version": 0}
+    if how == "swap the digest":
+        return document | {"digest": document["digest"][::-1]}
+    first, *others = document["parts"]
+    return document | {"parts": [first | {"leaves": first["leaves"][1:]}, *others]}
 
 
 def _place(key: str) -> tuple[int, int]:

@@ -43,6 +43,8 @@ class ValkeyServer:
         self.process = Process(loop, name)
         self.up = True
         self.full = False
+        self.distrust = None
+        """Why nobody comes to a connection with it, though it is there."""
         self.refusal = b""
         """What every command is answered while the server cannot serve."""
         self.babble = b""

@@ -93,6 +93,7 @@ class Walk(smlt.Task):
 
     def apply(self, mean, present):
         self.walk.step(mean["w"])
+        PROCESS.get().walk = self.walk
         PROCESS.get().notice_state("applied", int(self.walk.steps), self.walk.bits)
 
     def loaded(self):

@@ -10,7 +10,7 @@ from smlt.io.keys import JobObjects
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.parameter_store import CARRIED
 from smlt.io.weights import read_weights
-from smlt.messages import Position
+from smlt.messages import EXACT, Position
 from tests.simulation import walk
 from tests.simulation.plan import STOPS
 
@@ -70,6 +70,8 @@ class Witness:
             if steps > self._last_step.get(generation, steps):
                 world.violated(f"{environment.name} goes on in a generation that the store lost")
         states = self.expected.states
+        if self._world.troubles.flipped is not None:
+            return  # the means carry on what is wrong, until the alarm is heard
         if steps >= len(states) or bits != states[steps]:
             world.violated(
                 f"{environment.name} has other weights at step {steps} than an undisturbed run"
@@ -184,6 +186,9 @@ class Witness:
     def judge(self, outcome) -> None:
         """The job has ended: was it allowed to end so?"""
         harms, managed = self._world.plan.harms, self._world.plan.managed
+        if self._world.troubles.flipped is not None:
+            self._judge_alarm(outcome)
+            return
         if outcome.status == "completed":
             return
         if outcome.status == "stopped" and (harms & STOPS or managed):
@@ -197,11 +202,22 @@ class Witness:
             or (kind in ("parent", "checkpoint") and self._world.troubles.rotten)
             or (kind == "host" and self._world.plan.unlike)
             or ("refuses user, password" in outcome.message and "refuse" in harms)
+            or ("cannot be trusted over TLS" in outcome.message and "refuse" in harms)
             or ("does not speak RESP" in outcome.message and "babble" in harms)
             or ("refused a command" in outcome.message and "babble" in harms)
         )
         if not excused:
             self._world.violated(f"the job ended as {outcome.status}: {outcome.message}")
+
+    def _judge_alarm(self, outcome) -> None:
+        """A bit was flipped in a worker's memory: the job ends before anything of it is saved."""
+        environment, plan = self._world.troubles.flipped, self._world.plan
+        is_outvoted = plan.workers > 2 and plan.determinism != EXACT
+        kind = outcome.failure.kind if outcome.failure else ""
+        if outcome.status == "completed" or kind != "diverged":
+            self._world.violated(f"a bit was flipped, and the job ended as {outcome.status}")
+        elif is_outvoted and f"rank {environment.rank} differs" not in outcome.message:
+            self._world.violated(f"rank {environment.rank} was damaged, but {outcome.message}")
 
     async def check_what_is_kept(self, outcome) -> None:
         """Every manifest that is left leads to the state of its step; so does the model."""
