@@ -32,6 +32,7 @@ from tests.io.s3_servers import Fault as S3Fault
 STEADY = f"{TASKS / 'steady.py'}:Steady"
 PHASES = f"{TASKS / 'phases.py'}:"
 OPTIONS = ("--workers", "2", "--steps", "24", "--json", "--quiet")
+THREE = ("--workers", "3")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,18 @@ def digest(tmp_path_factory):
     ended = Place(tmp_path_factory.mktemp("calm")).train(STEADY, *OPTIONS).check(0)
     assert ended.summary["generations"] == 1
     return ended.summary["weights_digest"]
+
+
+@pytest.fixture(scope="module")
+def digest_of_three(tmp_path_factory):
+    from jobs.harness import Place
+
+    return (
+        Place(tmp_path_factory.mktemp("calm"))
+        .train(STEADY, *OPTIONS, *THREE)
+        .check(0)
+        .summary["weights_digest"]
+    )
 
 
 class Fault:
@@ -57,6 +70,16 @@ class Fault:
     @property
     def generations(self):
         return len(self.job.events("generation"))
+
+    def state_of(self, pid):
+        """The rank of a process, and what its lease says of it, once the client has seen that."""
+
+        def said():
+            ranks = self.job.status().get("ranks", [])
+            return [(rank["rank"], rank["state"]) for rank in ranks if rank["pid"] == pid]
+
+        [found] = self.job.until(said, "the lease of the rank")
+        return found
 
     def kill(self, pids):
         for pid in pids:
@@ -167,14 +190,24 @@ def test_worker_on_a_slow_machine_is_named_and_replaced(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["Imports", "Dataset", "Loads", "Applies"])
-def test_worker_killed_in_every_phase(place, digest, phase):
+@pytest.mark.parametrize(
+    ("phase", "state"),
+    [
+        ("Imports", "loading"),
+        ("Dataset", "loading"),
+        ("Loads", "loading"),
+        ("Applies", "training"),
+    ],
+)
+def test_worker_killed_in_every_phase(place, digest, phase, state):
     fault = Fault(place, PHASES + phase, waiting=1)
-    there = fault.gate.waiting()
-    fault.kill(list(there)[:1])
+    there = min(fault.gate.waiting())
+    rank, said = fault.state_of(there)
+    assert said == state
+    fault.kill([there])
     fault.check_end(digest, limit_s=150)
     [abort] = fault.job.events("abort")
-    assert abort["kind"] in ("lost", "start")
+    assert (abort["kind"], abort["rank"]) == ("lost", rank)
 
 
 @pytest.mark.slow
@@ -307,24 +340,27 @@ def test_events_delivered_once_more(place, digest):
 
 
 @pytest.mark.slow
-def test_two_workers_killed_at_once(place, digest):
-    fault = Fault(place, STEADY)
-    fault.kill(fault.gate.waiting())
-    fault.check_end(digest)
+@pytest.mark.parametrize("victims", [2, 3])
+def test_several_or_all_workers_killed_at_once(place, digest_of_three, victims):
+    fault = Fault(place, STEADY, *THREE, waiting=3)
+    fault.kill(sorted(fault.gate.waiting())[:victims])
+    fault.check_end(digest_of_three)
+    [abort] = fault.job.events("abort")
+    assert abort["kind"] == "lost"
+    # While one lives only the step that was under way is lost; no checkpoint had been made.
+    assert fault.job.events("generation")[1]["parent"]["step"] == (8 if victims < 3 else 0)
 
 
 @pytest.mark.slow
-def test_worker_killed_in_the_abort_of_another(place, digest):
-    options = ("--workers", "3")
-    calm = place.train(STEADY, *OPTIONS, *options).check(0).summary["weights_digest"]
-    fault = Fault(place, STEADY, *options, waiting=3)
+def test_worker_killed_in_the_abort_of_another(place, digest_of_three):
+    fault = Fault(place, STEADY, *THREE, waiting=3)
     first, second, _ = fault.gate.waiting()
     fault.kill([first])
     with fault.job.store() as store:
         until(lambda: list(store.scan_iter("*:1}:abort")), "the abort")
     assert fault.generations == 1
     fault.kill([second])
-    fault.check_end(calm)
+    fault.check_end(digest_of_three)
 
 
 @pytest.mark.slow
@@ -465,6 +501,18 @@ def test_function_that_fills_its_tmp(place):
     ended = place.train(f"{PHASES}FillsTmp", *OPTIONS, limit_s=90).check(1)
     assert "No space left on device" in ended.sentence
     assert os.path.isdir(ended.summary["checkpoint"])
+
+
+@pytest.mark.slow
+def test_function_that_fills_its_tmp_once_costs_a_generation(place, digest):
+    task = (f"{PHASES}FillsTmp", *OPTIONS, "--param", "gate=" + str(place.gate(8).path))
+    ended = place.train(*task, limit_s=90).check(0)
+    assert ended.summary["weights_digest"] == digest
+    [abort] = place.jobs[-1].events("abort")
+    assert (abort["kind"], abort["step"]) == ("task", 8)
+    assert "No space left on device" in abort["message"]
+    assert len(place.jobs[-1].events("generation")) == 2
+    place.check_nothing_is_left(10)
 
 
 @pytest.mark.slow

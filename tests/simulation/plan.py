@@ -152,6 +152,12 @@ class Plan:
         return not (self.faults or self.late or self.undelivered or self.managed or self.unlike)
 
     @property
+    def lets_ranks_be_heard(self) -> bool:
+        """Whether what a rank puts reaches the others in time, as long as their generation lasts."""
+        harmless = STOPS | CLIENTS | {"plan", "logs", "lose"}
+        return self.harms <= harmless and self.limits.function_s > REST_S
+
+    @property
     def spares_the_ranks(self) -> bool:
         """Whether every rank lives until it has saved, however long the object store is out."""
         harmless = {"objects", "stop", "stop_outside", "plan", "logs"}

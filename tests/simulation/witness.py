@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import msgpack
+
 from smlt.control.job import Job
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
@@ -18,6 +20,8 @@ _course = lru_cache(walk.course)
 _SLACK_S = 1.5
 """For a notice to arrive."""
 _INSTANT_S = 0.1
+_MISSING = msgpack.packb("missing")
+"""The kind of a failure: a rank's shard did not come."""
 
 
 class Witness:
@@ -118,6 +122,8 @@ class Witness:
                 world.violated(f"{process.name} cuts a generation that has gained nothing")
         elif world.plan.is_peaceful:
             world.violated(f"{process.name} aborts, although nothing has gone wrong")
+        elif _MISSING in failure and world.plan.lets_ranks_be_heard:
+            world.violated(f"{process.name} waits in vain, although all ranks were heard")
         if b"at once" in failure and world.plan.harms <= STOPS:
             world.outside(world.spec.limits.stop_s + _SLACK_S, self._all_gone, world.loop.now)
 

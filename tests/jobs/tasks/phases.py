@@ -13,16 +13,21 @@ from steady import Steady
 from smlt.worker import numerics
 
 
+def is_first(gate):
+    """Whether nobody has asked this before, in any process of the job."""
+    try:
+        os.close(os.open(Path(gate).with_name("once"), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
 class Waits(Steady):
     """Gives the weights of Steady; the gate is passed by all but the first that comes."""
 
     def wait_once(self):
-        gate = Path(self.gate)
-        try:
-            os.close(os.open(gate.with_name("once"), os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        wait_at(gate)
+        if is_first(self.gate):
+            wait_at(Path(self.gate))
 
     def waits(self, rows):
         return False
@@ -117,9 +122,7 @@ class WrongClock(Waits):
 
     def initialize(self, seed, total_steps):
         super().initialize(seed, total_steps)
-        try:
-            os.close(os.open(Path(self.gate).with_name("once"), os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
+        if not is_first(self.gate):
             return
         now, now_ns = time.time, time.time_ns
         time.time = lambda: now() + self.off_s
@@ -152,8 +155,12 @@ class MixedFleet(Steady):
 
 
 class FillsTmp(Steady):
+    """At step 8, on one rank; with a gate given, no more than once."""
+
     def trouble(self, step, is_last_rank):
         if step == 8 and is_last_rank:
+            if self.gate and not is_first(self.gate):
+                return
             with tempfile.NamedTemporaryFile() as file:
                 while True:
                     file.write(bytes(1 << 20))
