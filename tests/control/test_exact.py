@@ -73,7 +73,7 @@ def of_one_rank(tmp_path_factory):
     return asyncio.run(NoisyTown(folder, workers=1, determinism="exact").digest())
 
 
-@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_digest_is_that_of_one_rank(tmp_path, of_one_rank, workers):
     town = NoisyTown(tmp_path, workers=workers, determinism="exact")
     assert asyncio.run(town.digest()) == of_one_rank

@@ -153,7 +153,7 @@ class Plan:
 
     @property
     def lets_ranks_be_heard(self) -> bool:
-        """Whether what a rank puts reaches the others in time, as long as their generation lasts."""
+        """Whether what a rank puts reaches the others in time while their generation lasts."""
         harmless = STOPS | CLIENTS | {"plan", "logs", "lose"}
         return self.harms <= harmless and self.limits.function_s > REST_S
 

@@ -216,6 +216,19 @@ def test_server_that_answers_nonsense_costs_a_generation_at_most(nonsense, to, w
     assert result.generations <= 2
 
 
+def test_only_the_last_checkpoints_are_kept():
+    world = World(quiet(epochs=6, checkpoint_s=0.0))
+    result = world.run()
+    assert (result.status, result.violations, result.generations) == ("completed", [], 1)
+    saved = [int(line.split()[-1]) for line in result.trace if " commits step " in line]
+    assert len(saved) > 8
+    manifests = [key.split("/") for key in world.kept if key.endswith("manifest.json")]
+    manifests = [parts for parts in manifests if "checkpoints" in parts]
+    kept = sorted(int(step) for *_, step, _ in manifests)
+    # The parent, those saved last on the way, the end; it may have cut a removal short.
+    assert set(kept) <= {0, *sorted(saved)[-2 - world.spec.keep_checkpoints :]}
+
+
 @pytest.mark.parametrize("why", ["stop for a plan", "killed rank", "all killed"])
 def test_object_store_that_is_out_for_a_minute_is_waited_for(why):
     # The fault that is planned comes when all is over: it says that this world is no peaceful one.

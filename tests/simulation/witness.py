@@ -239,6 +239,8 @@ class Witness:
             if (at.generation, at.step) in world.troubles.rotten:
                 continue
             state = await checkpoint.read(plain, world.job_id, at)
+            if not state.manifest.info.get("host"):
+                world.violated(f"{key} does not say on what host the job began")
             bits = state.tensors["w"].data.tobytes() + state.tensors["m"].data.tobytes()
             if bits != self.expected.at(at.step):
                 world.violated(f"{key} holds other weights than an undisturbed run")

@@ -65,6 +65,8 @@ class World:
         self.lines = []
         self.violations = []
         self.objects_down_until = 0.0
+        self.kept = []
+        """Keys in the object store when all is over."""
         self.network = Network(self.loop, plan.seed, plan.latency, self.trace)
         self.servers = [ValkeyServer(self.loop, f"valkey-{n}") for n in range(plan.servers)]
         self.parameters_url = ",".join(f"redis://{s.process.name}:6379/0" for s in self.servers)
@@ -139,6 +141,7 @@ class World:
             self.trace("world", f"the job has ended: {outcome.status}: {outcome.message}")
             self.witness.judge(outcome)
         await self._until_rest()
+        self.kept = self.objects.keys()
         await self.witness.check_what_is_kept(outcome)
         await self.witness.remove_job()
         return outcome

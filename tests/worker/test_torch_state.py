@@ -40,6 +40,9 @@ SCHEDULERS = {
     "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
     "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+    "step": lambda o: lr_scheduler.StepLR(o, 2),
+    "constant": lambda o: lr_scheduler.ConstantLR(o, total_iters=4),
+    "linear": lambda o: lr_scheduler.LinearLR(o, total_iters=4),
     "multistep": lambda o: lr_scheduler.MultiStepLR(o, [1, 4, 4]),
     "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
     "polynomial": lambda o: lr_scheduler.PolynomialLR(o, 20),
@@ -54,6 +57,30 @@ SCHEDULERS = {
     ),
     "swa": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, anneal_epochs=5),
 }
+
+
+REFUSED = {"LBFGS", "SparseAdam", "ReduceLROnPlateau"}
+"""``test_torch_task.py`` looks at how."""
+
+
+@pytest.mark.parametrize(
+    ("place", "base", "cases"),
+    [
+        (torch.optim, torch.optim.Optimizer, OPTIMIZERS),
+        (lr_scheduler, lr_scheduler.LRScheduler, SCHEDULERS),
+    ],
+    ids=["optimizers", "schedulers"],
+)
+def test_none_that_torch_has_is_left_out(place, base, cases):
+    parameters = [nn.Parameter(torch.ones(2, 2)) for _ in range(4)]
+    given = parameters if cases is OPTIMIZERS else torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    looked_at = {type(make(given)).__name__ for make in cases.values()}
+    there = {
+        name
+        for name, kind in vars(place).items()
+        if isinstance(kind, type) and issubclass(kind, base) and not name.startswith("_")
+    }
+    assert there - {base.__name__} - REFUSED == looked_at & there
 
 
 def as_saved(task):
