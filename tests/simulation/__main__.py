@@ -5,55 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation import dropin
+from tests.simulation import dropin, measuring
 from tests.simulation.dropin import DropinPlan
 from tests.simulation.plan import Plan
 from tests.simulation.world import play
 
-ROOT = Path(__file__).resolve().parents[2]
 MEASURED = 200
 """Seeds under coverage: measuring takes its time."""
-ENOUGH = 0.9
-COVERED = [
-    f"smlt/{path}.py"
-    for path in (
-        # Scheduler
-        "control/task_scheduler", "control/supervisor", "control/roll_call", "control/retries",
-        "control/generation_view", "control/job",
-        # Aggregation
-        "aggregation/step", "aggregation/transfer", "aggregation/collective",
-        "aggregation/notices", "aggregation/window", "aggregation/wire",
-        # The drop-in
-        "aggregation/session", "aggregation/heartbeat", "aggregation/rendezvous",
-        "aggregation/exchange", "aggregation/group",
-        # A rank
-        "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
-        "worker/step_reports", "worker/divergence_watch",
-        "worker/ending", "worker/periodic_save", "worker/residuals", "worker/warm",
-        # Checkpoints
-        "io/checkpoint", "io/checkpoint_part", "io/manifest",
-        # Clients of the stores
-        "io/valkey", "io/valkey_control", "io/server_group", "io/server_errors",
-        "io/connection_pool", "io/resp_connection", "io/patient_objects",
-    )
-]  # fmt: skip
-
-
-APART = {
-    "new_job_id", "this_client",  # name a real host
-    "read_range", "put_file", "local_path",  # of threads, files and disks
-    "url", "__aenter__", "__aexit__",
-}  # fmt: skip
-"""Functions that cannot run in the simulation, or say nothing: no part of what is measured."""
-
-
+AT_ONCE = 20
+"""Seeds that a process takes at a time."""
 REAL_LIMIT_S = 600
 """For one seed, which takes a second: code that never awaits would stop the clock for ever."""
 
@@ -73,13 +41,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one, and print what happened")
     parser.add_argument("--kind", choices=KINDS, help="of jobs; all by default, to replay launched")
     parser.add_argument("--coverage", action="store_true", help=f"of the first {MEASURED} seeds")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that explore")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     if options.seed is not None:
         return replay(options.kind or "launched", options.seed)
     kinds = [options.kind] if options.kind else list(KINDS)
     seeds = range(options.first, options.first + options.seeds)
-    return explore(kinds, seeds, options.coverage)
+    return explore(kinds, seeds, options.coverage, options.processes)
 
 
 def replay(kind: str, seed: int) -> int:
@@ -91,57 +60,87 @@ def replay(kind: str, seed: int) -> int:
     return bool(result.violations)
 
 
-def explore(kinds: list[str], seeds: range, coverage: bool) -> int:
-    counts = [Counts(kind) for kind in kinds]
-    uncovered = 0
+def explore(kinds: list[str], seeds: range, coverage: bool, processes: int) -> int:
+    counts = {kind: Counts(kind) for kind in kinds}
+    turns = [
+        (kind, seeds[at : at + AT_ONCE], coverage and at < MEASURED)
+        for at in range(0, len(seeds), AT_ONCE)
+        for kind in kinds
+    ]
+    with ProcessPoolExecutor(processes) as pool:
+        for found in pool.map(play_all, *zip(*turns, strict=True)):
+            for text in found.broken.values():
+                print(text, flush=True)
+            counts[found.kind].add(found)
+    poor = 0
     if coverage:
-        with measured() as poor:
-            for count in counts:
-                count.play(seeds[:MEASURED])
-        # A few seeds do not come everywhere.
-        uncovered = poor() if len(seeds) >= MEASURED else 0
-        seeds = seeds[MEASURED:]
-    for count in counts:
-        count.play(seeds)
+        ran = {name: set() for name in measuring.COVERED}
+        for count in counts.values():
+            for name, lines in count.lines.items():
+                ran[name] |= lines
+        poor = measuring.report(ran)
+    for count in counts.values():
         print(count)
-    return bool(uncovered or any(count.broken for count in counts))
+    # A few seeds, or one kind of them, do not come everywhere.
+    falls_short = poor if len(seeds) >= MEASURED and kinds == list(KINDS) else 0
+    return bool(falls_short or any(count.broken for count in counts.values()))
+
+
+def play_all(kind: str, seeds: range, coverage: bool) -> Counts:
+    count = Counts(kind)
+    with measuring.measured(coverage) as lines:
+        for seed in seeds:
+            count.play(seed)
+    count.lines = lines
+    return count
 
 
 class Counts:
     """What came of the seeds of a kind of job that were played so far."""
 
     def __init__(self, kind: str) -> None:
-        self.broken = []
-        self._kind = kind
+        self.kind = kind
+        self.broken = {}
+        """By seed: what to say of it."""
+        self.lines = {}
         self._seconds = self._seeds = self._generations = 0
         self._endings, self._harms = Counter(), Counter()
 
-    def play(self, seeds: range) -> None:
-        plan, play = KINDS[self._kind]
+    def play(self, seed: int) -> None:
+        plan, play = KINDS[self.kind]
         began = time.monotonic()
-        for seed in seeds:
-            try:
-                with _real_time_limited():
-                    result = play(seed)
-            except StuckError as error:
-                self._found(seed, "".join(traceback.format_exception(error)))
-                continue
-            self._seeds += 1
-            self._generations += result.generations
-            self._endings[result.status or "client dead"] += 1
-            self._harms.update(plan.draw(seed).harms)
-            if result.violations:
-                self._found(seed, result.violations[0])
+        self._seeds += 1
+        self._harms.update(plan.draw(seed).harms)
+        try:
+            with _real_time_limited():
+                result = play(seed)
+        except StuckError as error:
+            self._found(seed, "".join(traceback.format_exception(error)))
+            return
+        self._generations += result.generations
+        self._endings[result.status or "client dead"] += 1
+        if result.violations:
+            self._found(seed, result.violations[0])
         self._seconds += time.monotonic() - began
 
+    def add(self, other: Counts) -> None:
+        """Count in what came of other seeds."""
+        self.broken |= other.broken
+        for name, lines in other.lines.items():
+            self.lines.setdefault(name, set()).update(lines)
+        self._seconds += other._seconds
+        self._seeds += other._seeds
+        self._generations += other._generations
+        self._endings += other._endings
+        self._harms += other._harms
+
     def _found(self, seed: int, violation: str) -> None:
-        self.broken.append(seed)
-        command = f"python -m tests.simulation --kind {self._kind} --seed {seed}"
-        print(f"{self._kind} {seed}: {violation}\n  replay it: {command}")
+        command = f"python -m tests.simulation --kind {self.kind} --seed {seed}"
+        self.broken[seed] = f"{self.kind} {seed}: {violation}\n  replay it: {command}"
 
     def __str__(self) -> str:
         return (
-            f"{self._kind}: {self._seeds} seeds, {self._generations} generations, "
+            f"{self.kind}: {self._seeds} seeds, {self._generations} generations, "
             f"{self._seconds:.0f} s; ended as {_listed(self._endings)}; "
             f"harms {_listed(self._harms)}; {len(self.broken)} violated a promise"
         )
@@ -158,40 +157,6 @@ def _real_time_limited():
         yield
     finally:
         signal.alarm(0)
-
-
-@contextlib.contextmanager
-def measured():
-    """Print how much of the code that must run in the simulation did; count what falls short."""
-    import coverage
-
-    recorder = coverage.Coverage(include=[str(ROOT / name) for name in COVERED], data_file=None)
-    shares = []
-    recorder.start()
-    try:
-        yield lambda: sum(share < ENOUGH for share in shares)
-    finally:
-        recorder.stop()
-    # What ran when the modules were imported, before the recording, is no part of it.
-    total = missed = 0
-    for name in COVERED:
-        lines, missing = _inside_functions(recorder, ROOT / name)
-        total += lines
-        missed += len(missing)
-        shares.append(1 - len(missing) / max(lines, 1))
-        print(f"{100 * shares[-1]:4.0f} %  {name}  {missing or ''}")
-    print(f"{100 * (1 - missed / total):4.0f} %  of the lines inside functions")
-
-
-def _inside_functions(recorder, path: Path):
-    import ast
-
-    inside = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in APART:
-            inside.update(range(node.body[0].lineno, node.end_lineno + 1))
-    _, statements, _, missing, _ = recorder.analysis2(str(path))
-    return len(inside & set(statements)), sorted(inside & set(missing))
 
 
 def _listed(counts: Counter) -> str:
