@@ -71,15 +71,15 @@ class Fault:
     def generations(self):
         return len(self.job.events("generation"))
 
-    def state_of(self, pid):
-        """The rank of a process, and what its lease says of it, once the client has seen that."""
+    def rank_that_is(self, state, pid):
+        """The rank of a process, once the client has seen its lease say what it does."""
 
         def said():
             ranks = self.job.status().get("ranks", [])
-            return [(rank["rank"], rank["state"]) for rank in ranks if rank["pid"] == pid]
+            return [r for r in ranks if (r["pid"], r["state"]) == (pid, state)]
 
-        [found] = self.job.until(said, "the lease of the rank")
-        return found
+        [found] = self.job.until(said, f"a lease that says {state}")
+        return found["rank"]
 
     def kill(self, pids):
         for pid in pids:
@@ -202,8 +202,7 @@ def test_worker_on_a_slow_machine_is_named_and_replaced(place):
 def test_worker_killed_in_every_phase(place, digest, phase, state):
     fault = Fault(place, PHASES + phase, waiting=1)
     there = min(fault.gate.waiting())
-    rank, said = fault.state_of(there)
-    assert said == state
+    rank = fault.rank_that_is(state, there)
     fault.kill([there])
     fault.check_end(digest, limit_s=150)
     [abort] = fault.job.events("abort")
@@ -524,6 +523,24 @@ def test_client_killed_and_attached_to(place, digest):
     with fault.job.store() as store:
         until(lambda: list(store.scan_iter("*:1}:abort")), "the end of the first generation")
     fault.check_end(digest, attached)
+
+
+@pytest.mark.slow
+def test_client_that_was_away_goes_on_with_its_job(place, digest):
+    """A laptop is closed: the workers save and leave. It is opened, and nobody else has come."""
+    fault = Fault(place, STEADY, "--orphan-timeout", "1s")
+    fault.job.signal(signal.SIGSTOP)
+    with fault.job.store() as store:
+        until(lambda: not list(store.scan_iter("*:1}:client")), "the end of the client's lease")
+    time.sleep(7)  # five is how long it may be gone
+    fault.gate.open()
+    checkpoints = f"jobs/{fault.job.folder.name}/checkpoints/*/*/manifest.json"
+    saved = (place.run / "objects").glob
+    until(lambda: len(list(saved(checkpoints))) > 1, "what the workers have saved", 60)
+    fault.job.signal(signal.SIGCONT)
+    ended = fault.check_end(digest)
+    assert any("had not seen this client for 5 s" in text for text in ended.summary["notices"])
+    assert fault.job.events("abort") == []
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
@@ -88,6 +89,8 @@ def explore(kinds: list[str], seeds: range, coverage: bool, processes: int) -> i
 
 def play_all(kind: str, seeds: range, coverage: bool) -> Counts:
     count = Counts(kind)
+    # Of a world that is buried.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     with measuring.measured(coverage) as lines:
         for seed in seeds:
             count.play(seed)
