@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from smlt.config.sharding import AUTO
 from smlt.messages import EXACT, JobSpec, Limits
 from tests.simulation import walk
 from tests.simulation.network import Latency
@@ -23,6 +24,10 @@ FAULTS = (
 )  # fmt: skip
 FLIPS = 0.04
 """Share of the jobs in which a bit of a worker's memory is flipped."""
+GONE = 0.03
+"""Share of those whose cloud ends for good: the embedded one may be killed."""
+TRYING = 0.15
+"""Share of those whose first steps try a wire of 16 bits, and of those that try other plans."""
 LARGE = 80_000
 """Elements of a gradient that is worked on in threads."""
 DATA, START = "data/manifest.json", "weights/start.safetensors"
@@ -51,6 +56,8 @@ class Plan:
     determinism: str
     wire_dtype: str
     shard_bytes: int
+    tries_plans: bool
+    """Whether the first steps find out how to cut the gradient."""
     epochs: int
     checkpoint_s: float
     digest_steps: int
@@ -81,7 +88,14 @@ class Plan:
     def draw(cls, seed: int) -> Plan:
         rng = random.Random(seed)
         plan = cls._draw(seed, rng)
-        return plan.with_a_flipped_bit(rng) if rng.random() < FLIPS else plan
+        if rng.random() < FLIPS:
+            return plan.with_a_flipped_bit(rng)
+        if rng.random() < GONE:
+            gone = (rng.uniform(0, CALM_S / 5), "cloud_gone", 0)
+            plan = replace(plan, faults=tuple(sorted([*plan.faults, gone])))
+        if plan.determinism != EXACT and rng.random() < TRYING:
+            plan = replace(plan, wire_dtype=AUTO)
+        return replace(plan, tries_plans=rng.random() < TRYING)
 
     @classmethod
     def _draw(cls, seed: int, rng: random.Random) -> Plan:
@@ -104,6 +118,7 @@ class Plan:
             determinism=determinism,
             wire_dtype="fp32" if determinism == EXACT else rng.choice(["fp32", "bf16", "fp16"]),
             shard_bytes=1 << 20 if size == LARGE else rng.choice([64, 128, 1 << 20]),
+            tries_plans=False,
             epochs=2 if size == LARGE else rng.choice([2, 4, 6]),
             checkpoint_s=rng.choice([60.0, 0.3, 0.1]),
             digest_steps=rng.choice([0, 1, 3]),
@@ -183,6 +198,7 @@ class Plan:
             shard_bytes=self.shard_bytes,
             aggregators=self.aggregators,
             wire_dtype=self.wire_dtype,
+            tries_plans=self.tries_plans,
             determinism=self.determinism,
             checkpoint_s=self.checkpoint_s,
             digest_steps=self.digest_steps,

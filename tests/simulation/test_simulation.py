@@ -70,7 +70,13 @@ def quiet(**changes):
     }
     calm |= {"workers": 2, "servers": 1, "carries": True, "aggregators": None, "latency": Latency()}
     calm |= {"tests": 0, "until": None, "patience": None, "keep_best": False, "digest_steps": 0}
-    calm |= {"determinism": "fast", "wire_dtype": "fp32", "size": 48, "shard_bytes": 64}
+    calm |= {
+        "determinism": "fast",
+        "wire_dtype": "fp32",
+        "tries_plans": False,
+        "size": 48,
+        "shard_bytes": 64,
+    }
     calm |= {"limits": replace(Plan.draw(0).limits, function_s=900.0), "checkpoint_s": 60.0}
     return replace(Plan.draw(0), **(calm | changes))
 

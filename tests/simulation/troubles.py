@@ -9,7 +9,7 @@ import ssl
 from smlt.control.job import Job
 from smlt.errors import SmltError
 from smlt.io.keys import JobObjects
-from smlt.messages import ResourcePlan
+from smlt.messages import Failure, ResourcePlan
 from tests.simulation.loop import Process
 from tests.simulation.plan import SIZES_MB
 
@@ -196,6 +196,12 @@ class Troubles:
         rank, lost = rng.randrange(5), self._world.cloud.lost
         lost.add(rank)
         self._world.outside(rng.choice([5.0, 12.0]), lost.discard, rank)
+
+    def _cloud_gone(self, rng, victim) -> None:
+        clients = self._world.clients
+        if clients.scheduler is not None and not clients.leader.dead:
+            failure = Failure(kind="cloud", message="the cloud has ended")
+            clients.leader.call_later(0, clients.scheduler.give_up, failure)
 
     # Of clients, and what people ask of them
 

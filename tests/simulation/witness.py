@@ -206,6 +206,7 @@ class Witness:
             or (kind == "unreachable" and harms & unreachable)
             or ("no memory left" in outcome.message and "full" in harms)
             or (kind in ("parent", "checkpoint") and self._world.troubles.rotten)
+            or (kind == "cloud" and "cloud_gone" in harms)
             or (kind == "host" and self._world.plan.unlike)
             or ("refuses user, password" in outcome.message and "refuse" in harms)
             or ("cannot be trusted over TLS" in outcome.message and "refuse" in harms)
