@@ -213,6 +213,15 @@ class Optimizer:
         gain = float(self._improvement().max())
         return -float(np.expm1(-gain)) if self._log else gain
 
+    def hope(self) -> float:
+        """The best chance that a plan, whichever, has of running within all limits.
+
+        Raises:
+            ValueError: nothing has been measured.
+        """
+        outlook = self._current()
+        return float((outlook.meets_limits * outlook.runs).max())
+
     def is_worth_trying(self, remaining: float, switch: float) -> bool:
         """Whether the next plan is expected to pay for the switch to it.
 

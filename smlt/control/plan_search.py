@@ -165,6 +165,10 @@ class PlanSearch:
         best = self._optimizer.recommend()
         return Choice(as_plan(best.plan), best.objective, best.meets_limits >= CONFIDENCE)
 
+    def hope(self) -> float:
+        """The best chance that a plan, whichever, has of meeting deadline and budget."""
+        return self._optimizer.hope()
+
     def next_trial(self, among: NDArray[np.bool_] | None = None) -> tuple[ResourcePlan, float]:
         """Return the plan to try next and by which fraction it is expected to better the best.
 

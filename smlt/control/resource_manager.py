@@ -30,6 +30,8 @@ _SAVE_S = 2.0  # from a stop to the last rank's leaving, likewise
 _MOST_PROBES = 10
 _WORTH = 0.01  # expected gain below which a tuning ends
 _LEAST_TRIALS = 4  # of a tuning
+_KNOWS = 3  # so many plans tell whether any of them has a chance
+_CHANCE = 0.02  # of meeting the goals, below which there is none
 _DOUBT = 0.02  # of time and cost: a goal missed by less is not warned of
 _DOUBT_OF_OTHERS = 0.1  # likewise, where steps with batches of another size are still to come
 
@@ -246,11 +248,15 @@ class ResourceManager:
         saving = min(gain, 1.0)
         pays = self._teaches(saving) if self._trials_only else saving * left_s > 2 * self._start_s
         known = plan == self.plan or plan in self._search.measured
-        if self._probes >= _MOST_PROBES or known or not pays:
+        if self._probes >= _MOST_PROBES or known or not pays or self._is_hopeless():
             return None
         self._probes += 1
         hope = "it may meet the limits" if math.isinf(gain) else f"expected to save {gain:.0%}"
         return Decision(plan=plan, reason=f"trying {size(plan)}: {hope}", saving=saving)
+
+    def _is_hopeless(self) -> bool:
+        """Whether no plan at all can meet the goals: then that is said at once, and none tried."""
+        return len(self._search.measured) >= _KNOWS and self._search.hope() < _CHANCE
 
     def _teaches(self, saving: float) -> bool:
         return saving > (_WORTH if len(self._search.measured) >= _LEAST_TRIALS else 0.0)
