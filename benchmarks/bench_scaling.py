@@ -268,6 +268,8 @@ def main() -> None:
     parser.add_argument("--chart", type=Path)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.chart is not None and not {"schemes", "machines"} <= set(given.part or PARTS):
+        parser.error("--chart draws the parts schemes and machines: give both")
     results: dict[str, Any] = {name: PARTS[name]() for name in given.part or PARTS}
     if given.chart is not None:
         draw(results, given.chart)

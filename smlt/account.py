@@ -23,7 +23,7 @@ from smlt.io.stores import open_object_store
 def pack(config: TrainConfig, aws: AwsConfig) -> Shipment:
     """Build the package that a job of these settings would run. Blocks while pip works."""
     target = artifact_manager.locate(config.target, Path.cwd())
-    data = None if aws.efs is not None else artifact_manager.find_data(target, config.data)
+    data = None if aws.efs is not None else artifact_manager.find_data(target, config.data_folder)
     run_dir = config.run_dir.resolve()
     skip = [run_dir, data or target.folder / "data"]
     return prepare(target, data, skip, config, aws)

@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smlt.control.bursts import WatchedFolder
+from smlt.control.bursts import REMOTE_POLL_S, WatchedFolder
+from smlt.control.data_mirror import DataMirror, is_remote
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
@@ -211,7 +212,15 @@ def _more_data(
 ) -> Callable[[], Awaitable[str]] | None:
     """Return what waits for more data, where the job watches a folder."""
     source = folder.watched
-    return None if source is None else WatchedFolder(source, objects, spec.data).more
+    if source is None:
+        return None
+    if is_remote(source):
+        mirror = DataMirror(source, folder.path.parents[1])
+        watched = WatchedFolder(
+            mirror.folder, objects, spec.data, refresh=mirror.refresh, poll_s=REMOTE_POLL_S
+        )
+        return watched.more
+    return WatchedFolder(Path(source), objects, spec.data).more
 
 
 async def _watch(place: Place, scheduler: TaskScheduler) -> None:

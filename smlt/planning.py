@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 from smlt.config import TrainConfig
 from smlt.config.sharding import sharding
 from smlt.control import artifact_manager
+from smlt.control.data_mirror import DataMirror
 from smlt.control.forecast import (
     Forecast,
     Workload,
@@ -141,7 +143,11 @@ class Planning:
         """Look at the task, and return all that is known of its step times."""
         config = self._config
         target = artifact_manager.locate(config.target, Path.cwd())
-        data = artifact_manager.find_data(target, config.data)
+        if config.remote_data is not None:
+            mirror = DataMirror(config.remote_data, config.run_dir.resolve())
+            data: Path | None = asyncio.run(mirror.refresh())
+        else:
+            data = artifact_manager.find_data(target, config.data_folder)
         request = ProfileRequest(
             target=target.reference,
             params=parse_params(find_class(target.reference, target.root), config.params),

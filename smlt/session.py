@@ -14,6 +14,7 @@ from smlt.config import TrainConfig
 from smlt.config.aws import AwsConfig
 from smlt.control import artifact_manager
 from smlt.control.artifact_manager import CodePackage, Target
+from smlt.control.data_mirror import DataMirror
 from smlt.control.job import Job, new_job_id, this_client
 from smlt.control.job_settings import first_plan, training_settings
 from smlt.control.prices import read_prices
@@ -68,7 +69,7 @@ class Session(Lead):
         config, progress = self._config, self.progress
         target = artifact_manager.locate(config.target, Path.cwd())
         params = parse_params(find_class(target.reference, target.root), config.params)
-        data = self._data(target)
+        data = await self._data(target)
         artifact_manager.check_weights(config.init_from)
         self._check_prices()
         run_dir = config.run_dir.resolve()
@@ -83,7 +84,7 @@ class Session(Lead):
             stack.enter_context(disk_errors(run_dir))
             folder = RunFolder.create(run_dir, progress.job_id, objects_url)
             if config.watch and data is not None:
-                folder.watch(data)
+                folder.watch(config.remote_data or str(data))
             objects = await stack.enter_async_context(open_object_store(objects_url))
             objects = self._patient(objects)
             await self._upload(package, objects)
@@ -94,10 +95,13 @@ class Session(Lead):
                 )
                 return await self._lead(job, objects, place, folder)
 
-    def _data(self, target: Target) -> Path | None:
+    async def _data(self, target: Target) -> Path | None:
         """Return the data that are here to be sent; not those in a file system of the functions."""
+        remote = self._config.remote_data
+        if remote is not None:
+            return await DataMirror(remote, self._config.run_dir.resolve()).refresh()
         is_here = self._aws is None or self._aws.efs is None
-        data = artifact_manager.find_data(target, self._config.data) if is_here else None
+        data = artifact_manager.find_data(target, self._config.data_folder) if is_here else None
         if self._config.watch and (data is None or not data.is_dir()):
             raise ConfigError(
                 f"there is no folder to watch: give one with --data, or make {target.folder}/data"

@@ -16,7 +16,7 @@ Given = str | None
 Switch = bool | None
 
 _OPTIONS: dict[str, str | tuple[str, str]] = {
-    "data": ("DIR", "The data; by default data/ beside the task's file."),
+    "data": ("DIR", "The data, or s3://bucket/prefix; by default data/ beside the task's file."),
     "params": ("NAME=VALUE", "For the task's constructor; repeat."),
     "workers": ("N", "Functions at a time [4]."),
     "memory_mb": ("MB", "Memory of each; 1769 buy one vCPU [1769]."),

@@ -19,7 +19,7 @@ from smlt.config.limits import (
 from smlt.config.sharding import AUTO
 from smlt.config.sources import CONFIG_FILE, flag, join, kinds_of, layers
 from smlt.config.train_settings import TrainSettings
-from smlt.config.values import shown
+from smlt.config.values import Source, shown
 from smlt.errors import ConfigError
 
 _TARGET = re.compile(r".+:[^:/\\]+")
@@ -53,7 +53,10 @@ class TrainConfig(TrainSettings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(self.params))
-        for name in ("data", "init_from", "run_dir", "prices"):
+        if self.data is not None:
+            source = Source(self.data)
+            object.__setattr__(self, "data", source if source.is_remote else Path(source))
+        for name in ("init_from", "run_dir", "prices"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else Path(value))
         self._check_numbers()
@@ -251,8 +254,10 @@ class TrainConfig(TrainSettings):
             raise self._refuse("objects", "write s3://bucket/prefix or file:///absolute/path.")
         if self.s3_endpoint is not None and not _ENDPOINT.fullmatch(self.s3_endpoint):
             raise self._refuse("s3_endpoint", "write http://host:9000 or https://host.")
-        if self.data is not None and not self.data.is_dir():
+        if isinstance(self.data, Path) and not self.data.is_dir():
             raise self._refuse("data", "there is no such folder; give the one that holds the data.")
+        if isinstance(self.data, Source) and not _OBJECTS.fullmatch(self.data):
+            raise self._refuse("data", "write s3://bucket/prefix, or a folder.")
         if self.init_from is not None and not self.init_from.is_file():
             raise self._refuse("init_from", "there is no such file; give a .safetensors file.")
         for text in self.params:

@@ -9,7 +9,7 @@ from pathlib import Path
 from smlt.config.aws import with_endpoint
 from smlt.config.goals import BestBy, parse_best, parse_until
 from smlt.config.limits import CONCURRENCY_LIMIT, FUNCTION_S
-from smlt.config.values import Duration, Names
+from smlt.config.values import Duration, Names, Source
 
 DEFAULT_RUN_DIR = Path(".smlt")
 _NOTHING = Names()
@@ -24,8 +24,8 @@ class TrainSettings:
 
     target: str
     """``file.py:Class`` or ``module:Class``."""
-    data: Path | None = None
-    """Folder of the data; by default the folder ``data`` beside the task's file."""
+    data: Source | Path | None = None
+    """Folder of the data, or ``s3://bucket/prefix``; by default ``data`` beside the task's file."""
     workers: int = 4
     memory_mb: int = 1769
     """Memory of one function, in MB of 1,048,576 bytes; 1,769 MB buy one whole vCPU."""
@@ -106,6 +106,16 @@ class TrainSettings:
     def object_store(self) -> str | None:
         """The object store's URL with the endpoint in it, as every worker needs it."""
         return with_endpoint(self.objects, self.s3_endpoint)
+
+    @property
+    def remote_data(self) -> str | None:
+        """The URL of the data with the endpoint in it, where they are no folder."""
+        return with_endpoint(self.data, self.s3_endpoint) if isinstance(self.data, Source) else None
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder that was given for the data."""
+        return self.data if isinstance(self.data, Path) else None
 
     @property
     def parameter_store(self) -> str | None:

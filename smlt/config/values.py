@@ -18,6 +18,16 @@ class Duration(float):
     """Seconds; a user writes ``90``, ``30m`` or ``1h 30m``."""
 
 
+class Source(str):
+    """A folder, or the URL of a bucket's prefix."""
+
+    __slots__ = ()
+
+    @property
+    def is_remote(self) -> bool:
+        return self.startswith("s3://")
+
+
 class Names(tuple[str, ...]):
     """Some names; a user writes a list, or one text with commas."""
 
@@ -87,6 +97,12 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
+def _source(value: Any) -> Source:
+    if not value or not isinstance(value, str):
+        raise ValueError
+    return Source(value)
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError
@@ -108,6 +124,7 @@ _READERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     bool: (_switch, "true or false"),
     str: (_text, "a text"),
     Path: (_path, "a path"),
+    Source: (_source, "a folder, or s3://bucket/prefix"),
     Names: (_names, "a list, or one text with commas"),
     tuple: (_texts, "a list of NAME=VALUE texts, or a table of them"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -12,13 +13,14 @@ from smlt.control.artifact_manager import upload_data
 from smlt.control.job import Job
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.source_files import all_files
-from smlt.errors import ConfigError
+from smlt.errors import ConfigError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.messages import JobSpec, Origin, Position
 
 POLL_S = 0.5
+REMOTE_POLL_S = 5.0  # of a bucket, where each look is billed
 SETTLE_S = 1.5  # without a change, until a burst is taken to be complete
 
 Files = dict[str, tuple[int, int]]
@@ -93,9 +95,16 @@ class WatchedFolder:
         objects: ObjectStore,
         known: str | None,
         *,
+        refresh: Callable[[], Awaitable[object]] | None = None,
+        poll_s: float = POLL_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Watch a folder of which the manifest under the key ``known`` is in the store."""
+        """Watch a folder of which the manifest under the key ``known`` is in the store.
+
+        ``refresh`` is awaited before each look, where the folder is a copy of something else.
+        """
+        self._refresh = refresh
+        self._poll_s = poll_s
         self._source = source
         self._objects = objects
         self._known = known
@@ -115,20 +124,24 @@ class WatchedFolder:
                 if key is not None:
                     self._known = key
                     return key
-            await self._sleep(POLL_S)
+            await self._sleep(self._poll_s)
 
     async def _at_rest(self) -> Files:
         """Return what is in the folder, when nothing of it changes any more."""
-        files, rests_s = await asyncio.to_thread(self._look), 0.0
+        files, rests_s = await self._look(), 0.0
         while files != self._seen and rests_s < SETTLE_S:
-            await self._sleep(POLL_S)
-            now = await asyncio.to_thread(self._look)
-            rests_s = rests_s + POLL_S if now == files else 0.0
+            await self._sleep(self._poll_s)
+            now = await self._look()
+            rests_s = rests_s + self._poll_s if now == files else 0.0
             files = now
         return files
 
-    def _look(self) -> Files:
-        return dict(self._entries())
+    async def _look(self) -> Files:
+        if self._refresh is not None:
+            # A bucket that is out, or empty, tells nothing new: the next look may.
+            with contextlib.suppress(StoreError, ConfigError):
+                await self._refresh()
+        return await asyncio.to_thread(lambda: dict(self._entries()))
 
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
         try:

@@ -60,16 +60,16 @@ class RunFolder:
         self._replace(_RELEASE, release)
 
     @property
-    def watched(self) -> Path | None:
-        """The folder whose data the job waits for; None if it waits for none."""
+    def watched(self) -> str | None:
+        """The folder or URL whose data the job waits for; None if it waits for none."""
         try:
-            return Path((self.path / _WATCHED).read_text(encoding="utf-8"))
+            return (self.path / _WATCHED).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
-    def watch(self, data: Path) -> None:
-        """Note, for later clients of the job, which folder it waits for data in."""
-        (self.path / _WATCHED).write_text(str(data), encoding="utf-8")
+    def watch(self, data: str) -> None:
+        """Note, for later clients of the job, in which folder or URL it waits for data."""
+        (self.path / _WATCHED).write_text(data, encoding="utf-8")
 
     def reopen(self) -> None:
         """Make the folder ready for a job that goes on: how it ended before is no longer true."""

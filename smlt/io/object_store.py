@@ -23,6 +23,8 @@ class ObjectInfo:
 
     key: str
     size: int
+    tag: str = ""
+    """Another one once the bytes are others, where a listing tells; else empty."""
 
 
 class ObjectStore(Protocol):

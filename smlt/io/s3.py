@@ -114,8 +114,8 @@ class S3ObjectStore(ObjectStore):
         if directory:
             check_key(directory)
         name = self._address.name(prefix)
-        async for found, size in self._client.names(name, f"list {prefix}*"):
-            yield ObjectInfo(self._address.key(found), size)
+        async for found, size, tag in self._client.names(name, f"list {prefix}*"):
+            yield ObjectInfo(self._address.key(found), size, tag)
 
     async def delete(self, key: str) -> None:
         await self._client.call("delete_object", f"delete {key}", Key=self._name(key))

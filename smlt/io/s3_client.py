@@ -121,22 +121,23 @@ class S3Client:
 
     async def names(
         self, prefix: str, doing: str, start: str = ""
-    ) -> AsyncIterator[tuple[str, int]]:
-        """Iterate over names and sizes of the objects with a prefix, in order.
+    ) -> AsyncIterator[tuple[str, int, str]]:
+        """Iterate over names, sizes and ETags of the objects with a prefix, in order.
 
         Those up to ``prefix + start`` may be left out.
         """
         if not self.address.is_directory_bucket:
             more = {"StartAfter": f"{prefix}{start}"} if start else {}
             async for entry in self._listed(prefix, doing, more):
-                yield entry["Key"], entry["Size"]
+                yield entry["Key"], entry["Size"], entry.get("ETag", "")
             return
         # A directory bucket lists only by directories, and in an order of its own.
         parent = prefix[: prefix.rfind("/") + 1]
-        found = [(e["Key"], e["Size"]) async for e in self._listed(parent, doing, {})]
-        for name, size in sorted(found):
+        listed = self._listed(parent, doing, {})
+        found = [(e["Key"], e["Size"], e.get("ETag", "")) async for e in listed]
+        for name, size, tag in sorted(found):
             if name.startswith(prefix):
-                yield name, size
+                yield name, size, tag
 
     async def _listed(
         self, prefix: str, doing: str, parameters: dict[str, Any]

@@ -88,7 +88,7 @@ class ExpiringObjects:
 
         ``start``, and what is returned, without the prefix.
         """
-        async for name, _ in self._client.names(prefix, doing, start):
+        async for name, _, _ in self._client.names(prefix, doing, start):
             yield name[len(prefix) :]
 
     async def delete(self, names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import safetensors.numpy
 from jobs.harness import CODE, SMALL
 from smlt.config import TrainConfig
 from smlt.errors import ConfigError
+from tests.io.s3_servers import CREDENTIALS, S3Server
 
 ONLINE = CODE / "examples" / "online_learning"
 EPOCHS = 3
@@ -116,6 +117,39 @@ def test_a_job_that_was_ended_while_it_waited_goes_on_with_what_came_since(place
                   "the second burst's end")  # fmt: skip
     resumed.signal(signal.SIGINT)
     assert resumed.end().check(0).summary["steps"] == 2 * STEPS
+
+
+@pytest.mark.slow
+def test_a_prefix_of_a_bucket_is_watched_as_a_folder_is(place, arrive):
+    with S3Server() as server:
+        server.bucket("bursts")
+
+        def send(burst):
+            path = arrive(burst)
+            server.client().upload_file(str(path), "bursts", f"data/{path.name}")
+
+        send(1)
+        job = place.start(
+            f"{ONLINE / 'train.py'}:Drifting", "--watch", "--data", "s3://bursts/data",
+            "--objects", "s3://bursts/objects", "--s3-endpoint", server.endpoint,
+            "--epochs", str(EPOCHS), "--workers", "2", "--json", **CREDENTIALS,
+        )  # fmt: skip
+        until_waiting(job, 1)
+        assert job.status()["ranks"] == []
+        assert job.status()["step"] == STEPS
+        send(2)
+        until_waiting(job, 2)
+        job.signal(signal.SIGINT)
+        job_id = job.end().check(0).summary["job_id"]
+        send(3)
+        resumed = place.start(job_id, "--json", command="resume", **CREDENTIALS)
+        resumed.until(lambda: job.status()["step"] == 3 * STEPS, "the third burst's end")
+        resumed.until(lambda: job.status()["state"] == "waiting", "more waiting")
+        resumed.signal(signal.SIGINT)
+        summary = resumed.end().check(0).summary
+        assert (summary["state"], summary["steps"]) == ("completed", 3 * STEPS)
+    learnt = safetensors.numpy.load_file(summary["model_path"])["w"]
+    np.testing.assert_allclose(learnt, in_one_process(arrive, (1, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [{"deadline": 60.0}, {"until": "error<=1"}, {"steps": 5}])
