@@ -22,7 +22,7 @@ COVERED = [
         "aggregation/notices", "aggregation/window", "aggregation/wire",
         # The drop-in
         "aggregation/session", "aggregation/heartbeat", "aggregation/rendezvous",
-        "aggregation/exchange", "aggregation/group",
+        "aggregation/exchange", "aggregation/parcels", "aggregation/group",
         # A rank
         "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
         "worker/step_reports", "worker/divergence_watch",
