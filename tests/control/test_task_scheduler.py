@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 from smlt.control.prices import read_prices
+from smlt.control.progress import Progress
 from smlt.control.resource_manager import Decision, ResourceManager
+from smlt.control.run_folder import RunFolder
 from smlt.control.step_cost import StepCost
 from smlt.control.stragglers import MULTIPLE
+from smlt.control.summary import summarise
+from smlt.control.task_scheduler import Outcome
+from smlt.errors import StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory_contents import forget
+from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import read_weights
 from smlt.messages import JobSpec, ResourcePlan
 from smlt.worker import numerics
@@ -511,6 +517,13 @@ def test_nothing_of_a_job_is_left_in_the_parameter_store(town):
         return [*contents.values, *contents.streams]
 
     assert asyncio.run(scenario()) == []
+
+
+def test_job_that_is_complete_without_its_model_is_an_error(tmp_path):
+    objects, folder = MemoryObjectStore("no-model"), RunFolder(tmp_path)
+    outcome = Outcome("completed", "training is complete", None, None, 1)
+    with pytest.raises(StoreError, match="has been deleted from memory://no-model since"):
+        asyncio.run(summarise(Progress(job_id="gone"), outcome, objects, folder))
 
 
 class Advice:

@@ -12,7 +12,8 @@ import pytest
 
 from smlt.aggregation.group import Group
 from smlt.control.task_scheduler import TaskScheduler
-from smlt.messages import EXACT, ResourcePlan
+from smlt.messages import EXACT, ResourcePlan, StepFlag
+from smlt.worker.rank import Rank
 from tests.simulation import dropin
 from tests.simulation.clients import DrawnManager
 from tests.simulation.cloud import Environment
@@ -174,6 +175,17 @@ def test_fleet_that_is_unfit_as_a_whole_ends_an_exact_job_in_a_sentence(monkeypa
     [ended] = [line for line in result.trace if "the job has ended" in line]
     assert "architecture another instead of" in ended
     assert "(5 times)" in ended
+
+
+def test_ranks_that_leave_without_a_word_are_a_failure_and_no_end(monkeypatch):
+    async def leave_at_once(self, at_the_end):
+        return StepFlag(0)
+
+    monkeypatch.setattr(Rank, "_train", leave_at_once)
+    result = World(quiet(epochs=2)).run()
+    assert (result.status, result.generations) == ("failed", 3)
+    [ended] = [line for line in result.trace if "the job has ended" in line]
+    assert ended.endswith("failed: all ranks have left, and none said why (3 times)")
 
 
 def test_store_that_is_full_for_a_moment_between_generations_does_not_end_the_job():
