@@ -49,13 +49,19 @@ HOSTILE = 0.3
 class Chaos:
     """Jobs, one after the other, until the time is over."""
 
-    def __init__(self, path: Path, seed: int, calm: str) -> None:
+    def __init__(self, path: Path, seed: int, calm: str, minutes: float) -> None:
         self.path = path
         self.rng = random.Random(seed)
         self.calm = calm
         self.began = time.monotonic()
+        self._minutes = minutes
         self.jobs = self.wrong = self.resumed = 0
         self.landed: Counter[str] = Counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing new is to begin; the job that runs then comes to its end in peace."""
+        return time.monotonic() - self.began > 60 * self._minutes
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.began:6.1f} s  job {self.jobs}  {text}", flush=True)
@@ -75,7 +81,7 @@ class Chaos:
             # A fault now and then comes in a start, in a load or in the ending of another one.
             victim.until(lambda n=steps: victim.steps() >= n and victim.workers(), "progress")
             time.sleep(self.rng.uniform(0, 0.3))
-            if victim.has_ended or victim.steps() > STEPS - LAST:
+            if victim.has_ended or victim.steps() > STEPS - LAST or self.is_over:
                 break
             befallen[name] += self.befall(victim, name)
         self.landed += befallen
@@ -135,8 +141,8 @@ def main() -> int:
     try:
         calm = Place(path).train(STEADY, *OPTIONS).check(0).summary["weights_digest"]
         print(f"undisturbed: {calm}", flush=True)
-        chaos = Chaos(path, given.seed, calm)
-        while time.monotonic() - chaos.began < 60 * given.minutes:
+        chaos = Chaos(path, given.seed, calm, given.minutes)
+        while not chaos.is_over:
             chaos.run_job()
     finally:
         shutil.rmtree(path, ignore_errors=True)
