@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,7 +65,7 @@ class NumpyItem:
 
     @property
     def dtype(self) -> str:
-        return self.array.dtype.newbyteorder("=").name
+        return _name_of(self.array.dtype)
 
     @property
     def shared(self) -> Flat | None:
@@ -75,7 +76,7 @@ class NumpyItem:
         np.copyto(out, self.array)
 
     def write(self, values: Array) -> None:
-        source = np.rint(values) if self.array.dtype.kind in "iu" else values
+        source = _whole(values, self.array.dtype) if self.array.dtype.kind in "iu" else values
         np.copyto(self.array, source, casting="unsafe")
 
     def raw(self) -> Bytes:
@@ -113,8 +114,9 @@ class TorchItem:
         self.torch.from_numpy(out).copy_(self.tensor)
 
     def write(self, values: Array) -> None:
-        source = self.torch.from_numpy(values)
-        self.tensor.copy_(source if self.tensor.is_floating_point() else source.round())
+        whole = not self.tensor.is_floating_point()
+        source = _whole(values, np.dtype(self.dtype)) if whole else values
+        self.tensor.copy_(self.torch.from_numpy(source))
 
     def raw(self) -> Bytes:
         # uint8 is the one dtype into which every other can be viewed.
@@ -125,6 +127,19 @@ class TorchItem:
     def set_raw(self, data: Bytes) -> None:
         source = self.torch.from_numpy(data.copy()).view(self.tensor.dtype)
         self.tensor.copy_(source.reshape(self.tensor.shape))
+
+
+@cache  # NumPy puts it together anew each time, which is most of the work on a tiny array
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.newbyteorder("=").name
+
+
+def _whole(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Round to integers; float64 has 2⁶³ where int64 ends one before it."""
+    rounded, largest = np.rint(values), np.iinfo(dtype).max
+    with np.errstate(invalid="ignore"):
+        whole = rounded.astype(dtype)
+    return np.where(rounded >= float(largest), dtype.type(largest), whole)
 
 
 def is_wide(found: Item) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
@@ -23,9 +24,11 @@ class EventLoopThread:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._process = 0
 
     def __enter__(self) -> Self:
         started = threading.Event()
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._loop.call_soon(started.set)
         # A daemon: a script that ends without leaving must not hang for ever.
@@ -37,7 +40,7 @@ class EventLoopThread:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._loop is None or self._thread is None:
+        if not self.runs or self._loop is None or self._thread is None:
             return
         loop, self._loop = self._loop, None
         loop.call_soon_threadsafe(loop.stop)
@@ -58,7 +61,8 @@ class EventLoopThread:
 
     @property
     def runs(self) -> bool:
-        return self._loop is not None
+        """Whether it does, in this process: threads do not come along through a fork."""
+        return self._loop is not None and self._process == os.getpid()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start the work there; cancelling the future cancels it.
@@ -69,6 +73,12 @@ class EventLoopThread:
         if self._loop is None:
             work.close()
             raise AbortedError(f"{self._name} is closed: use it inside its `with` statement")
+        if not self.runs:
+            work.close()
+            raise AbortedError(
+                f"{self._name} belongs to process {self._process}, from which this one was forked:"
+                " open another one here, of a rank of its own"
+            )
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:

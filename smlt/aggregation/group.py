@@ -155,24 +155,18 @@ class Group:
 
         Without ``readiness`` all of it is ready. ``what`` describes the operation in words, equal
         on all ranks. Those of one ``wire`` go one after the other: in one ``lane``, a number that
-        is equal on all ranks. Those of the same ``trials`` do not overlap until these are over.
+        is equal on all ranks. While ``trials`` are not over, no other reduction begins.
 
         Raises:
             SmltError: the session is over; what ``flat`` holds is undefined.
         """
-        trials = trials or self.trials(flat.size)
-        plan = trials.way.plan
-        if readiness is None:
-            readiness = Readiness()
-            for shard in range(plan.shards):
-                readiness.announce(shard)
         chosen = next(self._reductions) if lane is None else lane
         chain = self._lanes[chosen % len(self._lanes)]
         step = next(self._operations)
         turn = chain.next_turn()
         work = partial(
             chain.reduce,
-            *(turn, step, trials, flat),
+            *(turn, step, trials or self.trials(flat.size), flat),
             weight=weight,
             what=what,
             readiness=readiness,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.plan_trials import PlanTrials
-from smlt.aggregation.step import AllReduce
+from smlt.aggregation.shard_plan import ShardPlan
+from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.transfer import Membership
 from smlt.aggregation.wire import Wire
-from smlt.errors import SmltError, UserError
+from smlt.errors import FrameError, SmltError, UserError
 from smlt.io.frame import Meta
 
 Flat = NDArray[np.float32]
@@ -27,6 +29,13 @@ class Readiness:
     def __init__(self) -> None:
         self._ready: set[int] = set()
         self._step: AllReduce | None = None
+
+    @classmethod
+    def of_all(cls, plan: ShardPlan) -> Self:
+        """Return that of a buffer that is final already."""
+        readiness = cls()
+        readiness._ready.update(range(plan.shards))
+        return readiness
 
     def announce(self, shard: int) -> None:
         self._ready.add(shard)
@@ -80,23 +89,24 @@ class Lane:
         *,
         weight: float,
         what: str,
-        readiness: Readiness,
+        readiness: Readiness | None,
         wire: Wire | None,
         check: Callable[[], None],
     ) -> None:
         """Replace ``flat`` by the weighted mean over ranks, once it is the turn's.
 
-        ``check`` raises what has ended the session meanwhile.
+        Without ``readiness`` all of it is ready. ``check`` raises what has ended the session
+        meanwhile.
 
         Raises:
             UserError: other ranks do something else, by what they say of it.
         """
-        # Metrics add up over ranks: if all said the same, there is one, with a count of all.
-        said = Meta(metrics={what: (1.0, 1.0), **trials.told()})
-        way = trials.way
         await turn.before.wait()
         try:
             check()
+            # Metrics add up over ranks: if all said the same, there is one, with a count of all.
+            said = Meta(metrics={what: (1.0, 1.0), **trials.told()})
+            way = trials.way
             reduction = self.collective.begin(
                 step,
                 way.plan,
@@ -107,8 +117,8 @@ class Lane:
                 wire=wire,
                 transfers=way.transfers,
             )
-            readiness.attach(reduction)
-            result = await reduction.run()
+            (readiness or Readiness.of_all(way.plan)).attach(reduction)
+            result = await _explained(reduction.run(), what)
             trials.learn(result.metas[0].metrics)
             trials.took(way, reduction.phases.stop())
         finally:
@@ -119,3 +129,13 @@ class Lane:
                 f"ranks do different things at the same time ({' and '.join(told)}): all have to"
                 " call the same operations, with the same sizes, in the same order"
             )
+
+
+async def _explained(run: Awaitable[StepResult], what: str) -> StepResult:
+    """Say of a frame that cannot be used that it may be another operation's."""
+    try:
+        return await run
+    except FrameError as error:
+        raise FrameError(
+            f"{error}; this rank was at {what}, and others must be at the same, with the same sizes"
+        ) from error

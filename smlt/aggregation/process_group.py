@@ -19,6 +19,7 @@ from torch import distributed
 from torch._C._distributed_c10d import PrefixStore
 
 from smlt.aggregation.group import Operation
+from smlt.aggregation.options import root
 from smlt.aggregation.tensors import Staged, byte_view, numeric_view
 from smlt.aggregation.torch_messages import Messages, Tensors
 from smlt.aggregation.torch_world import World
@@ -44,23 +45,25 @@ class SmltProcessGroup(Messages):
     def reduce(self, tensors: Tensors, opts: Any) -> Any:
         op = _operation(opts)
         staged = [numeric_view(tensor) for tensor in tensors]
-        if opts.rootRank != self.group_rank:
+        if self._root(opts) != self.group_rank:
             staged = [Staged(each.array.copy(), wire=each.wire) for each in staged]
         return self.work([self._reduction(each, op) for each in staged], staged, tensors)
 
     def _reduction(self, staged: Staged, op: str) -> Operation:
-        array = staged.array
+        array, group = staged.array, self.joined
+        if op == "avg" and array.dtype == np.bool_:
+            raise UserError("truth values have no average: use MAX or MIN, or numbers")
         if array.dtype != np.float32 or op not in ("sum", "avg"):
-            return self.joined.all_reduce(array, op)
+            return group.all_reduce(array, op)
         # A mean divides by the sum of the weights: that of a sum is 1, exactly.
         weight = 1.0 if op == "avg" or self.group_rank == 0 else 0.0
         what = f"all_reduce {op} of {array.size} {staged.wire.dtype}"
-        return self.joined.reduce_flat(array, weight=weight, what=what, wire=staged.wire)
+        return self.reductions.reduce(array, weight=weight, what=what, wire=staged.wire)
 
     def broadcast(self, tensors: Tensors, opts: Any) -> Any:
         staged = [byte_view(tensor) for tensor in tensors]
         calls = [
-            self.joined.broadcast(each.array, opts.rootRank, what=_said("broadcast", each))
+            self.joined.broadcast(each.array, self._root(opts), what=_said("broadcast", each))
             for each in staged
         ]
         back = [] if opts.rootRank == self.group_rank else staged
@@ -147,7 +150,7 @@ class SmltProcessGroup(Messages):
 
     def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any) -> Any:
         own = byte_view(inputs[0])
-        outgoing = self._only(opts.rootRank, own.array)
+        outgoing = self._only(self._root(opts), own.array)
         back: list[Staged] = []
         incoming: list[NDArray[np.uint8] | None] = [None] * self.group_size
         if self.group_rank == opts.rootRank:
@@ -158,12 +161,15 @@ class SmltProcessGroup(Messages):
 
     def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> Any:
         place = byte_view(outputs[0])
-        incoming = self._only(opts.rootRank, place.array)
+        incoming = self._only(self._root(opts), place.array)
         outgoing: list[NDArray[np.uint8] | None] = [None] * self.group_size
         if self.group_rank == opts.rootRank:
             outgoing = [byte_view(tensor).array for tensor in inputs[0]]
         call = self.joined.all_to_all(outgoing, incoming, what=_said("scatter", place))
         return self.work([call], [place], outputs)
+
+    def _root(self, opts: Any) -> int:
+        return root(opts.rootRank, self.group_size)
 
     def _only(self, rank: int, array: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
         return [array if other == rank else None for other in range(self.group_size)]
@@ -177,7 +183,7 @@ def _operation(opts: Any) -> str:
     for name, ours in _OPERATIONS.items():
         if op == getattr(distributed.ReduceOp, name):
             return ours
-    raise UserError(f"the smlt backend has no reduction {op}: it has {', '.join(_OPERATIONS)}")
+    raise UserError(f"the smlt backend has no such reduction: it has {', '.join(_OPERATIONS)}")
 
 
 def _said(operation: str, staged: Staged) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import distributed
 
 from smlt.aggregation.group import Group, Operation
+from smlt.aggregation.overlapping import OverlappingReductions
 from smlt.aggregation.parcels import together
 from smlt.aggregation.tensors import Staged
 from smlt.aggregation.torch_work import SmltWork
@@ -31,6 +32,7 @@ class Member(distributed.ProcessGroup):
         self.group_size = group.world_size
         self.group_rank = group.rank
         self._world = world
+        self.reductions = OverlappingReductions(group)
         self._group: Group | None = group
         self._registered_name = name
         self._resolvers = concurrent.futures.ThreadPoolExecutor(
@@ -46,6 +48,11 @@ class Member(distributed.ProcessGroup):
     @property
     def group_name(self) -> str:
         return self._registered_name
+
+    @property
+    def shards(self) -> Mapping[str, str]:
+        """How sums and averages of float32 travel, in words, as ``Aggregator.shards`` tells it."""
+        return self.reductions.shards
 
     def size(self) -> int:
         return self.group_size

@@ -24,7 +24,7 @@ from smlt.aggregation.group import Group
 from smlt.aggregation.options import positive
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.store_log import StoreLog
-from smlt.config.sharding import sharding
+from smlt.config.sharding import is_open, sharding
 from smlt.errors import ConfigError
 
 PREFIX = "smlt+"
@@ -32,7 +32,10 @@ SCHEMES = ("redis", "rediss", "unix", "s3", "memory")
 
 # A bucket of DDP has 25 MB: a few overlap.
 _LANES = 4
-_OURS = ("job", "rank", "world_size", "shard_mb", "aggregators", "lease_s", "pickle")
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "rank": int, "world_size": int, "aggregators": int, "shard_mb": float, "lease_s": float,
+}  # fmt: skip
+_OURS = ("job", "pickle", *_NUMBERS)
 
 
 # torch holds no more than the C++ half of a Store, which is nothing without its Python half.
@@ -56,17 +59,19 @@ class World:
         self.world_size = int(options["world_size"])
         self.trusts_pickle = options.get("pickle") == "true"
         """Objects of other ranks may be of any class, and run code of theirs."""
+        shard_mb = None
+        if "shard_mb" in options:
+            shard_mb = positive("shard_mb", float(options["shard_mb"]))
+        owners = int(options["aggregators"]) if "aggregators" in options else None
         shard_bytes, aggregators = sharding(
-            url,
-            self.world_size,
-            shard_mb=float(options["shard_mb"]) if "shard_mb" in options else None,
-            aggregators=int(options["aggregators"]) if "aggregators" in options else None,
+            url, self.world_size, shard_mb=shard_mb, aggregators=owners
         )
         spec = SessionSpec(
             world_size=self.world_size,
             shard_bytes=shard_bytes,
             aggregators=aggregators,
             lanes=_LANES,
+            tries_plans=is_open(url, shard_mb=shard_mb, aggregators=owners),
         )
         lease_s = float(options["lease_s"]) if "lease_s" in options else None
         limits = SessionLimits.of(
@@ -218,11 +223,11 @@ def parse(init_method: str) -> tuple[str, dict[str, str]]:
     if options.get("pickle", "false") not in ("true", "false"):
         raise ConfigError(f"init_method {shown} has pickle={options['pickle']}: say true or false")
     try:
-        numbers = [name for name in options if name not in ("job", "pickle")]
-        for name in numbers:
-            float(options[name])
+        for name in options.keys() & _NUMBERS.keys():
+            _NUMBERS[name](options[name])
     except ValueError as exc:
-        raise ConfigError(f"init_method {shown} has {name}={options[name]}: no number") from exc
+        kind = "number" if _NUMBERS[name] is float else "whole number"
+        raise ConfigError(f"init_method {shown} has {name}={options[name]}: no {kind}") from exc
     place = f"//{parts.netloc}{parts.path}"
     store_query = f"?{urlencode(query)}" if query else ""
     return f"{parts.scheme}:{place}{store_query}", options | {"job": unquote(options["job"])}

@@ -109,6 +109,19 @@ def test_other_dtypes_are_averaged_as_well_as_they_can_be(ranks, dtype, toleranc
             np.testing.assert_allclose(grads[name], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64"])
+def test_the_largest_and_smallest_integers_stay_what_they_are(ranks, dtype):
+    """float64, in which they are averaged, has no 2⁶³ - 1."""
+    ends = [np.iinfo(dtype).min, np.iinfo(dtype).max]
+
+    def act(aggregator, rank):
+        grads = [np.array(ends, dtype), torch.from_numpy(np.array(ends, dtype))]
+        aggregator.allreduce(grads)
+        return [each.tolist() for each in grads]
+
+    assert ranks.values(2, act, f"memory://{ranks.job}") == [[ends, ends]] * 2
+
+
 def test_a_rank_of_no_weight_changes_nothing_even_with_infinite_gradients(ranks):
     def act(aggregator, rank):
         grads = [

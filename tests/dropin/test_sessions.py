@@ -448,6 +448,36 @@ def test_it_is_used_within_with(job):
         aggregator.barrier()
 
 
+FORKED = """
+import os, sys
+import numpy as np
+from smlt import Aggregator
+
+with Aggregator("memory://forked", job="forked", rank=0, world_size=1) as aggregator:
+    aggregator.barrier()
+    child = os.fork()
+    if not child:
+        try:
+            aggregator.allreduce(np.zeros(3, np.float32))
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    aggregator.allreduce(np.zeros(3, np.float32))
+print("parent goes on")
+"""
+
+
+def test_a_forked_child_is_told_that_it_has_no_part_in_it():
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    child, parent = ended.stdout.strip().split("\n")
+    assert child.startswith("AbortedError smlt-aggregator-0 belongs to process ")
+    assert "from which this one was forked" in child
+    assert parent == "parent goes on"
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_asyncio_twin_does_the_same(job):
     async def live(rank):
         options = {"job": job, "rank": rank, "world_size": 3}

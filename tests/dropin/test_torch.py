@@ -208,6 +208,44 @@ def test_a_script_that_does_not_destroy_its_group_ends_and_frees_the_name(tmp_pa
             assert output == "[2.0, 2.0, 2.0]\n"
 
 
+MISTAKES = (
+    INIT
+    + """
+for call in (
+    lambda: dist.broadcast(torch.ones(1), src=7),
+    lambda: dist.all_reduce(torch.tensor([True]), op=dist.ReduceOp.AVG),
+    lambda: dist.all_reduce(torch.ones(3).to_sparse()),
+):
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+dist.barrier()
+try:
+    dist.all_reduce(torch.ones(3 + rank))
+except Exception as error:
+    print(error)
+"""
+)
+
+
+def test_mistakes_of_the_user_get_a_sentence_each(tmp_path, valkey, job):
+    """The first three before anything is sent, so that the group goes on."""
+    path = script(tmp_path, MISTAKES)
+    processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
+    try:
+        outputs = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for output, errors in outputs:
+        root, mean, sparse, sizes = output.strip().split("\n")
+        assert root == "UserError root 7 is outside a world of 2", errors
+        assert mean.startswith("UserError truth values have no average")
+        assert sparse.startswith("UserError the smlt backend has no torch.sparse_coo tensors")
+        assert "others must be at the same, with the same sizes" in sizes
+
+
 def test_the_store_counts_and_waits_across_processes(tmp_path, valkey, job):
     path = script(
         tmp_path,
@@ -287,6 +325,14 @@ def test_a_sender_cannot_choose_what_receivers_run_unless_they_say_so(
         (
             "'smlt', init_method='smlt+redis://h/0?job=a&shard_mb=x', rank=0, world_size=1",
             "shard_mb=x: no number",
+        ),
+        (
+            "'smlt', init_method='smlt+redis://h/0?job=a&aggregators=1.5', rank=0, world_size=2",
+            "aggregators=1.5: no whole number",
+        ),
+        (
+            "'smlt', init_method='smlt+redis://h/0?job=a&shard_mb=nan', rank=0, world_size=1",
+            "shard_mb=nan is no number above 0",
         ),
         (
             "'smlt', init_method='smlt+redis://h/0?job=a&pickle=1', rank=0, world_size=1",
