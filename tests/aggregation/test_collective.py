@@ -81,6 +81,18 @@ def test_bits_do_not_depend_on_how_shards_travel(open_valkey, world_size, elemen
         assert tuple(average(case, case.plan(None, elements), open_valkey)) == reference
 
 
+def test_bits_do_not_depend_on_how_many_threads_work_on_shards():
+    case = Case(11, 3, 200_000)
+    plan = case.plan(2, 400_000)
+
+    async def run(threads):
+        async with world(3, threads=threads) as ranks:
+            return await case.run(ranks, plan, shuffle=np.random.default_rng(threads))
+
+    [one, *others] = [asyncio.run(run(threads)) for threads in (1, 2, 8)]
+    assert others == [one, one]
+
+
 def test_a_rank_of_weight_zero_counts_for_nothing_and_gets_the_mean():
     case = Case(3, 3, 100)
     case.weights[0] = [2.0, 0.0, 6.0]

@@ -13,11 +13,12 @@ from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.notices import Notices
 from smlt.aggregation.shard_plan import plan_shards
-from smlt.aggregation.transfer import Membership, shard_threads
+from smlt.aggregation.transfer import Membership
 from smlt.errors import AbortedError
 from smlt.io.frame import Meta
 from smlt.io.keys import GenerationKeys
 from smlt.io.memory_parameters import MemoryParameterStore
+from smlt.io.threads import Threads
 
 _numbers = itertools.count()
 FOREVER_S = 600.0
@@ -123,11 +124,18 @@ class Rank:
 
 @contextlib.asynccontextmanager
 async def world(
-    size, open_store=None, *, wrap=lambda store, rank: store, limit_s=20.0, carried_bytes=128 << 10
+    size,
+    open_store=None,
+    *,
+    wrap=lambda store, rank: store,
+    limit_s=20.0,
+    carried_bytes=128 << 10,
+    threads=4,
 ):
     """Yield the ranks of a generation; an abort on the control stream fails their waits.
 
-    Shards of more than ``carried_bytes`` travel under keys, smaller ones in their notices.
+    Shards of more than ``carried_bytes`` travel under keys, smaller ones in their notices. Each
+    rank works on large ones in so many ``threads``.
     """
     open_store = open_store or memory_store()
     keys = GenerationKeys(f"job{next(_numbers)}", 1)
@@ -135,8 +143,8 @@ async def world(
         ranks = []
         for rank in range(size):
             store = wrap(await stack.enter_async_context(open_store()), rank)
-            threads = stack.enter_context(contextlib.closing(shard_threads()))
-            ranks.append(_rank(store, keys, rank, size, limit_s, carried_bytes, threads.run))
+            pool = stack.enter_context(contextlib.closing(Threads(threads, "smlt-shards")))
+            ranks.append(_rank(store, keys, rank, size, limit_s, carried_bytes, pool.run))
         await ranks[0].members.store.mark(keys.marker, ttl_s=FOREVER_S)
         reading = [asyncio.create_task(rank.notices.run()) for rank in ranks]
         try:

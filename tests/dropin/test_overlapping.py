@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from smlt.aggregation.exchange import together
 from smlt.aggregation.group import Group
 from smlt.aggregation.overlapping import OverlappingReductions
+from smlt.aggregation.parcels import together
 from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
 from smlt.aggregation.wire import Wire
