@@ -15,8 +15,8 @@ from smlt.aggregation import options
 from smlt.aggregation.arrays import in_words, is_wide, item, items, stacked
 from smlt.aggregation.averaging import Averaging
 from smlt.aggregation.group import Group, Operation
-from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
+from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.wire import check_dtype
 from smlt.config.sharding import AUTO, is_open, sharding
 from smlt.errors import ConfigError

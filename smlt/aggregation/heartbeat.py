@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from smlt.aggregation.rendezvous import Rendezvous, Seat, SessionLimits, Sign
+from smlt.aggregation.rendezvous import Rendezvous
+from smlt.aggregation.session_settings import SessionLimits
+from smlt.aggregation.standing import Seat, Sign
 from smlt.errors import RankMissingError, StoreFullError, StoreLostError
 from smlt.io.parameter_store import ControlStore
 

@@ -13,129 +13,21 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import msgpack
 
 from smlt import errors
-from smlt.config.sharding import lease
+from smlt.aggregation.session_settings import SESSION_S, SessionLimits, SessionSpec
+from smlt.aggregation.standing import Seat, Sign, Standing
 from smlt.errors import AbortedError, ConfigError, RankMissingError, SmltError, StoreLostError
 from smlt.io.keys import GenerationKeys, SessionKeys
 from smlt.io.parameter_store import ParameterStore, written_by_us
 
-# Longer than any session: the entries of one that died without a successor go by themselves.
-SESSION_S = 30 * 86400.0
 # What is over need only be remembered for as long as a slow joiner may believe otherwise.
 _MEMORY_S = 3600.0
 _POLL_S = 0.1
-_STORE_S = 15.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSpec:
-    """What all ranks of a session must agree on."""
-
-    world_size: int
-    shard_bytes: int
-    aggregators: int | None = None
-    lanes: int = 2
-    """Reductions under way at the same time."""
-    wire_dtype: str = "fp32"
-    tries_plans: bool = False
-    """Whether the first averages of a layout find out which shards and owners do best."""
-
-    def __post_init__(self) -> None:
-        owners = self.world_size if self.aggregators is None else self.aggregators
-        if self.world_size < 1 or not 1 <= owners <= self.world_size:
-            raise ConfigError(
-                f"world_size={self.world_size} with aggregators={self.aggregators} cannot be: give"
-                " at least one rank, and 1 to world_size aggregators"
-            )
-        if self.shard_bytes < 64 or self.lanes < 1:
-            raise ConfigError("a shard has at least 64 bytes (shard_mb=0.0001), lanes is 1 or more")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionLimits:
-    """Time limits of a session, in seconds."""
-
-    step_s: float = 120.0
-    """How long one wait for another rank may last."""
-    lease_s: float = 10.0
-    """A process that has not been heard of for this long is dead."""
-    heartbeat_s: float = 1.0
-    store_s: float = 15.0
-
-    @classmethod
-    def of(cls, url: str, step_s: float, lease_s: float | None) -> SessionLimits:
-        """Return the limits of a session through a store; a lease of None is as suits it."""
-        lease_s = lease(url) if lease_s is None else lease_s
-        return cls(
-            step_s=step_s, lease_s=lease_s, heartbeat_s=lease_s / 10, store_s=min(_STORE_S, step_s)
-        )
-
-
-@dataclass(slots=True)
-class Sign:
-    """What a process says of itself while it lives."""
-
-    rank: int
-    where: str
-    """Process and host, in words."""
-    beat: int = 0
-    operation: int = -1
-    """The newest collective operation it has begun."""
-    left: bool = False
-
-    def pack(self) -> bytes:
-        return bytes(msgpack.packb(asdict(self)))
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Sign:
-        with written_by_us("a sign of life"):
-            return cls(**msgpack.unpackb(data))
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A rank's place in a session."""
-
-    session: int
-    keys: GenerationKeys
-    nonce: str
-
-
-@dataclass(slots=True)
-class Standing:
-    """Who takes part in a session, and in what condition."""
-
-    formed: bool
-    """All ranks have once been there together."""
-    holders: dict[int, tuple[str, Sign | None]] = field(default_factory=dict)
-    """Nonce and sign of life of each claimed rank; no sign when its lease has run out."""
-
-    @property
-    def live(self) -> dict[int, tuple[str, Sign]]:
-        signs = ((rank, nonce, sign) for rank, (nonce, sign) in self.holders.items())
-        return {rank: (nonce, sign) for rank, nonce, sign in signs if sign and not sign.left}
-
-    @property
-    def dead(self) -> list[int]:
-        return [rank for rank, (_, sign) in self.holders.items() if sign is None]
-
-    @property
-    def left(self) -> list[int]:
-        return [rank for rank, (_, sign) in self.holders.items() if sign and sign.left]
-
-    @property
-    def verdict(self) -> str:
-        """Why nothing more can come of the session; empty while something can."""
-        if self.dead:
-            return f"rank {self.dead[0]} died"
-        if self.formed:
-            return "" if self.live else "all ranks have left"
-        return f"rank {self.left[0]} left before all had come" if self.left else ""
 
 
 class Rendezvous:

@@ -13,15 +13,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Self
 
 from smlt.aggregation.heartbeat import Heartbeat
-from smlt.aggregation.rendezvous import (
-    SESSION_S,
-    Rendezvous,
-    Seat,
-    SessionLimits,
-    SessionSpec,
-    Sign,
-    unpack_error,
-)
+from smlt.aggregation.rendezvous import Rendezvous, unpack_error
+from smlt.aggregation.session_settings import SESSION_S, SessionLimits, SessionSpec
+from smlt.aggregation.standing import Seat, Sign
 from smlt.errors import (
     AbortedError,
     RankMissingError,

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 
-from smlt.aggregation.rendezvous import SESSION_S
+from smlt.aggregation.session_settings import SESSION_S
 from smlt.errors import SmltError, StoreError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore, written_by_us

@@ -22,7 +22,7 @@ from smlt.aggregation.async_aggregator import open_session
 from smlt.aggregation.background import EventLoopThread
 from smlt.aggregation.group import Group
 from smlt.aggregation.options import positive
-from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
+from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.store_log import StoreLog
 from smlt.config.sharding import is_open, sharding
 from smlt.errors import ConfigError

@@ -11,8 +11,8 @@ import pytest
 from smlt.aggregation.group import Group
 from smlt.aggregation.overlapping import OverlappingReductions
 from smlt.aggregation.parcels import together
-from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
+from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.wire import Wire
 from smlt.io.stores import open_parameter_store
 

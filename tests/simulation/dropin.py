@@ -15,8 +15,8 @@ from itertools import count
 import numpy as np
 
 from smlt.aggregation.group import Group, as_bytes
-from smlt.aggregation.rendezvous import SessionLimits, SessionSpec
 from smlt.aggregation.session import Session
+from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError
 from tests.simulation.cloud import open_store

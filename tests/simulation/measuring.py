@@ -21,8 +21,9 @@ COVERED = [
         "aggregation/step", "aggregation/transfer", "aggregation/collective",
         "aggregation/notices", "aggregation/window", "aggregation/wire",
         # The drop-in
-        "aggregation/session", "aggregation/heartbeat", "aggregation/rendezvous",
-        "aggregation/exchange", "aggregation/parcels", "aggregation/group",
+        "aggregation/session", "aggregation/standing", "aggregation/heartbeat",
+        "aggregation/rendezvous", "aggregation/exchange", "aggregation/parcels",
+        "aggregation/group",
         # A rank
         "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
         "worker/step_reports", "worker/divergence_watch",
