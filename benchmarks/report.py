@@ -26,6 +26,8 @@ TRAFFIC = {
 
 PREAMBLE = """# What the kernels reach
 
+What a whole step reaches beside its peers: [STEP.md](STEP.md).
+
 Made by `make bench`; do not edit. Every figure is a median over interleaved rounds: in each round
 ours and all its peers run one after the other, so that the ratios hold on a machine that others
 use too. Absolute speeds wander with its load.
@@ -46,7 +48,7 @@ def write_report(measured: Sequence[dict[str, Any]], folder: Path) -> None:
     benches = [bench for part in measured for bench in part["benchmarks"]]
     lines = [
         PREAMBLE,
-        *environment(measured[0]["commit_info"]["id"]),
+        *environment(measured[0]["commit_info"]["id"][:12]),
         "",
         LEGEND,
         "",
@@ -71,7 +73,7 @@ def environment(commit: str) -> list[str]:
     return [
         f"- machine: {cpu_model()}, {os.cpu_count()} CPUs, {platform.platform()}",
         f"- compiler: {cc}; Python {platform.python_version()}; {', '.join(versions)}",
-        f"- commit: {commit[:12]}",
+        f"- commit: {commit}",
     ]
 
 
