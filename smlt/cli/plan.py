@@ -35,11 +35,12 @@ if TYPE_CHECKING:  # SciPy is behind them, for which other commands need not wai
 PLANNED = (
     "target", "data", "params", "workers", "memory_mb", "deadline", "budget", "max_workers",
     "prices", "epochs", "steps", "batch_size", "seed", "aggregators", "shard_mb", "wire_dtype",
-    "tune", "virtual_workers", "determinism", "run_dir", "json",
+    "tune", "s3_endpoint", "virtual_workers", "determinism", "run_dir", "json",
 )  # fmt: skip
 """The options of ``smlt train`` that a plan depends on."""
 TUNED = tuple(name for name in NAMES if name not in ("adapt", "inline", "watch"))
 _MEASURED = re.compile(r"(\d+)x(\d+)=(\d*\.?\d+(?:[eE][+-]?\d+)?)s?")
+_LONGEST_S = 1e6  # a step of eleven days is none
 _ADAPTS = {"adapt": True}
 _WARM_UP = 1  # steps of a generation, which load and compile
 
@@ -108,7 +109,11 @@ def _parse_measured(text: str) -> tuple[ResourcePlan, float]:
     low, high = MEMORY_MB
     if match is not None:
         workers, memory_mb, seconds = int(match[1]), int(match[2]), float(match[3])
-        if 1 <= workers <= CONCURRENCY_LIMIT and low <= memory_mb <= high and seconds > 0:
+        if (
+            1 <= workers <= CONCURRENCY_LIMIT
+            and low <= memory_mb <= high
+            and 0 < seconds <= _LONGEST_S
+        ):
             return ResourcePlan(workers=workers, memory_mb=memory_mb), seconds
     raise ConfigError(
         f"--measured is {text!r}: write workers (1 to {CONCURRENCY_LIMIT:,}), memory ({low} to "

@@ -162,7 +162,7 @@ class ResourceManager:
         decision = self._ending(standing)
         if decision is None and self._spec.adapt and not self._going_over:
             decision = self._replan(standing)
-        if decision is None:
+        if decision is None and not self._going_over:
             self._look_ahead(standing, doubt)
         if decision is not None:
             self._asked, self._going_over = now, decision.stop is None
@@ -305,7 +305,8 @@ class ResourceManager:
     def _warn(self, plan: ResourcePlan, time_s: float, usd: float) -> None:
         """Say what would meet the goals that a plan does not."""
         fastest = min(self._search.measured.items(), key=itemgetter(1), default=(plan, 0.0))[0]
-        also = "" if fastest == plan else f", or more budget, for {size(fastest)}"
+        has_faster = fastest != plan and self._goals.budget_usd is not None
+        also = f", or more budget, for {size(fastest)}" if has_faster else ""
         if not self._spec.adapt:
             also = ", or --adapt, or other --workers and --memory-mb"
         for sentence in self._goals.missed_by(plan, time_s, usd):

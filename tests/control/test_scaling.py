@@ -1,6 +1,7 @@
 """Whole jobs on simulated time, by the real scheduler and resource manager: what they decide."""
 
 import json
+import random
 
 import pytest
 
@@ -78,6 +79,26 @@ def test_an_adaptive_job_meets_its_goal_and_beats_the_plan_it_began_with(goal):
     else:
         assert played.cost_usd <= 3.8
         assert played.time_s < 0.5 * first_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize("seed", range(7))
+def test_no_budget_is_crossed_by_more_than_a_step_whatever_happens(seed, adapt):
+    """Any plan and budget, over hand-overs at 15 minutes and deaths."""
+    rng = random.Random(seed)
+    law = workload(rng.choice((30.0, 90.0)))
+    first = ResourcePlan(workers=rng.choice((2, 8, 24)), memory_mb=rng.choice((884, 1769, 5307)))
+    # Enough for 15 to 45 minutes of that plan, which are not enough for the job.
+    budget = dollars(first, rng.uniform(900, 2700))
+    played = play(
+        law, first, steps=10**5, seed=seed, adapt=adapt, most_workers=64, budget_usd=budget,
+        weather=Weather(deaths_per_hour=0.5),
+    )  # fmt: skip
+    assert (played.status, played.steps < 10**5) == ("stopped", True)
+    step_usd = max(dollars(plan, law(plan, 0)) for plan in {first, played.plan})
+    assert 0.7 * budget < played.cost_usd <= budget + step_usd
+    assert any("is out of reach" in notice for notice in played.notices)
 
 
 @pytest.mark.slow

@@ -73,6 +73,8 @@ def test_what_costs_nothing_is_drawn_all_the_same(place):
     [
         (["--measured", "4=1"], "--measured is '4=1': write workers"),
         (["--measured", "4x1769=nan"], "--measured is '4x1769=nan'"),
+        (["--measured", "4x1769=1e300"], "--measured is '4x1769=1e300'"),
+        (["--data", "s3://nobody/x", "--s3-endpoint", "h"], "write http://host:9000"),
         (["--node", "cache.none"], "there is no price of us-east-1.elasticache.nodes.cache.none"),
         (["--budget", "nan"], "--budget is 'nan': give a number"),
         (["--prices", "garbage.toml"], "not valid TOML"),

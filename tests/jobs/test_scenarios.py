@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from jobs.harness import CODE
+from jobs.harness import CODE, TASKS
 
 EXAMPLES = CODE / "examples"
 DATA = EXAMPLES / "mnist" / "data"
@@ -58,6 +59,50 @@ def test_a_deadline_alone_is_met(place):
     tried = told(job, "plan", "reason")
     assert all(reason.startswith("trying") or "of those tried" in reason for reason in tried)
     assert len(job.events("generation")) == 1 + len(tried)
+
+
+# 8 ms a sample, whatever the machine does: so many workers share them.
+SLOW = f"""
+import sys, time
+sys.path.insert(0, {str(TASKS)!r})
+from small import Regression
+
+class Slow(Regression):
+    def gradients(self, samples, into, ready):
+        time.sleep(0.008 * len(samples))
+        return super().gradients(samples, into, ready)
+"""
+
+
+def test_a_plan_that_would_be_late_is_left_in_time(place):
+    """One worker needs 410 s at least; four can do with less than 150."""
+    (place.path / "slow.py").write_text(SLOW)
+    job = place.start(
+        "slow.py:Slow", "--steps", "800", "--workers", "1", "--max-workers", "8",
+        "--deadline", "300s", "--json",
+    )  # fmt: skip
+    summary = job.end(LIMIT_S).check(0).summary
+    assert (summary["state"], summary["steps"]) == ("completed", 800)
+    assert summary["seconds"] <= 300
+    assert summary["workers"] > 1
+    assert told(job, "generation", "workers")[0] == 1
+    assert "it may meet the limits" in told(job, "plan", "reason")[0]
+
+
+def test_a_deadline_out_of_reach_is_told_early_with_what_would_meet_it(place):
+    """Eight workers need 60 s for a thousand steps of 100,000."""
+    (place.path / "slow.py").write_text(SLOW)
+    job = place.start(
+        "slow.py:Slow", "--steps", "100000", "--workers", "2", "--max-workers", "8",
+        "--deadline", "150s", "--json",
+    )  # fmt: skip
+    summary = job.end(LIMIT_S).check(130).summary
+    assert summary["message"] == "stopped at its deadline of 2 min"
+    assert summary["seconds"] <= 150 + 10
+    warning = next(e for e in job.events("notice") if "is out of reach" in e["text"])
+    assert re.search(r"--deadline \d+m would do", warning["text"])
+    begun = job.events("generation")[0]["t"]
+    assert warning["t"] - begun < 100
 
 
 def test_a_budget_alone_is_never_crossed(place):
