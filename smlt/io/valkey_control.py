@@ -128,6 +128,8 @@ async def _translated(call: Awaitable[Any]) -> Any:
         raise ErrorReply(f"OOM {exc}") from exc
     except exceptions.ReadOnlyError as exc:
         raise ErrorReply(f"READONLY {exc}") from exc
+    except exceptions.MasterDownError as exc:
+        raise ErrorReply(f"MASTERDOWN {exc}") from exc
     except exceptions.MovedError as exc:
         raise ErrorReply(f"MOVED {exc}") from exc
     except exceptions.AskError as exc:
