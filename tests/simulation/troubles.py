@@ -76,7 +76,8 @@ class Troubles:
             self._world.outside(0.05, self._flip, rng, victim)
             return
         self.flipped = rng.choice(able)
-        self.flipped.walk.m.view("u4")[rng.randrange(self.flipped.walk.m.size)] ^= 1 << 22
+        # Of the weights: what is flipped in a momentum of zero vanishes by itself.
+        self.flipped.walk.w.view("u4")[rng.randrange(self.flipped.walk.w.size)] ^= 1 << 22
 
     # Of the network
 
