@@ -101,7 +101,9 @@ class Exchange:
         self._room.set()
 
     async def close(self) -> None:
-        """End what is under way in the background."""
+        """Have what is under way in the background end: others may wait to hear of it."""
+        if self._errands and self._failure is None:
+            await asyncio.wait(self._errands, timeout=self._limit_s)
         for errand in self._errands:
             errand.cancel()
         await asyncio.gather(*self._errands, return_exceptions=True)
@@ -132,6 +134,22 @@ class Exchange:
             fields = {"parcel": key.encode(), "rank": b"%d" % self.rank}
             await self._put(key, pieces, stream, fields)
         return outgoing.fetched
+
+    async def send(self, label: str, data: Bytes, to: int) -> None:
+        """Put a parcel for one rank, and return when it has fetched it.
+
+        Raises:
+            RankMissingError: it has not within the time limit.
+        """
+        fetched = await self.post(label, data, to=to, what="send", bounded=False)
+        try:
+            with self.expecting():
+                async with asyncio.timeout(self._limit_s):
+                    await fetched
+        except TimeoutError:
+            raise RankMissingError(
+                f"rank {to} has not received what was sent to it within {self._limit_s:g} s"
+            ) from None
 
     async def fetch(self, labels: Sequence[tuple[str, int]], out: Bytes, *, what: str) -> int:
         """Bring the first of these parcels, (label, source) each, into ``out``.

@@ -250,13 +250,7 @@ class Group:
 
     async def send(self, label: str, data: Bytes, to: int) -> None:
         """Send to one rank under a label that both know; returns when it has been fetched."""
-
-        async def sent() -> None:
-            future = await self._exchange.post(label, data, to=to, what="send", bounded=False)
-            with self._exchange.expecting():
-                await future
-
-        await self._guarded(-1, sent)
+        await self._guarded(-1, partial(self._exchange.send, label, data, to))
 
     async def receive(self, labels: Sequence[tuple[str, int]], out: Bytes) -> int:
         """Receive the first that comes of several (label, source); return its index."""

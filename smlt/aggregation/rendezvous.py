@@ -54,6 +54,8 @@ class Rendezvous:
         self._clock = clock
         self._draw = draw
         self._beats: dict[str, int] = {}
+        self._empty: dict[int, float] = {}
+        """By session, when this process first saw that nobody had come to it."""
 
     async def find_seat(self) -> Seat:
         """Return this rank's seat in the job's present session, founding it if need be.
@@ -102,10 +104,14 @@ class Rendezvous:
             alive = [sign for nonce, sign in standing.live.values() if self._beats_on(nonce, sign)]
             if alive:
                 raise self._disagreement(spec, alive[0])
+        elif not standing.formed and self._sign.rank not in standing.holders:
+            seat = await self._claim(session, keys)
+            if seat is not None:
+                return seat, False
+        if standing.holders or not self._is_deserted(session):
             return None, False
-        if standing.formed or self._sign.rank in standing.holders:
-            return None, False
-        return await self._claim(session, keys), False
+        await self.end(session, keys, AbortedError("nobody could take a seat in it"))
+        return None, True
 
     async def _found(self, session: int) -> tuple[int, SessionSpec]:
         """Return generation and settings of the session, ours if nobody came before."""
@@ -190,6 +196,13 @@ class Rendezvous:
         if founding is not None:
             generation, _ = _founding(founding)
             await self.forget(session, GenerationKeys(self.keys.job_id, generation))
+
+    def _is_deserted(self, session: int) -> bool:
+        """Whether nobody has come to a session for so long that nobody will.
+
+        Its founder is dead, and has left other settings, or a record that was damaged.
+        """
+        return self._clock() - self._empty.setdefault(session, self._clock()) > self._limits.lease_s
 
     def _beats_on(self, nonce: str, sign: Sign) -> bool:
         """Whether a process has been heard of since this one first looked: a lease outlives it."""

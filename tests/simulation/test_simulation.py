@@ -38,7 +38,9 @@ def test_seed_keeps_every_promise(seed):
     assert not result.violations, result.story
 
 
-@pytest.mark.parametrize("seed", range(4))
+# In 468 a rank leaves while another still sends to it; in 1081 the founder of a session with other
+# settings never takes its seat.
+@pytest.mark.parametrize("seed", [*range(4), 468, 1081])
 def test_seed_of_a_dropin_job_keeps_every_promise(seed):
     result = dropin.play(seed)
     assert not result.violations, result.story
