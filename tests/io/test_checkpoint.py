@@ -121,7 +121,7 @@ def test_missing_parts_are_written_by_another_and_the_second_commit_loses(store)
         first, second = writer(store, parts=3), writer(store, parts=3)
         await first.write_part(1)
         assert await second.missing_parts() == [0, 2]
-        with pytest.raises(CheckpointError, match=r"part-00000.*is missing"):
+        with pytest.raises(CheckpointError, match=r"part-0000[02].*is missing"):
             await second.commit(parent=None, info={})
         assert await checkpoint.newest(store, "job", 3) is None
         for part in await second.missing_parts():
