@@ -105,7 +105,9 @@ class Job:
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, as they are in the log so far."""
         path = self.folder and self.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path and path.exists() else []
+        text = path.read_text() if path and path.exists() else ""
+        # The last line may still be on its way.
+        lines = text[: text.rfind("\n") + 1].splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def cloud(self) -> dict[str, Any]:
