@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from smlt.aggregation.exchange import Bytes, Exchange
-
-T = TypeVar("T")
-
-
-async def together(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
-    """Run calls at the same time; the first error ends them all, and is raised alone."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call()) for call in calls]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+from smlt.io.together import together
 
 
 async def all_to_all(
@@ -45,7 +33,7 @@ async def all_to_all(
         if place is not None:
             source = [(f"{label}.{exchange.rank}", rank)]
             calls.append(partial(exchange.fetch, source, place, what=what))
-    await together(calls)
+    await together(call() for call in calls)
 
 
 async def all_gather(
@@ -60,7 +48,7 @@ async def all_gather(
             place[...] = own
         else:
             calls.append(partial(exchange.fetch, [(label, rank)], place, what=what))
-    await together(calls)
+    await together(call() for call in calls)
 
 
 async def broadcast(exchange: Exchange, label: str, data: Bytes, root: int, *, what: str) -> None:

@@ -14,11 +14,11 @@ from torch import distributed
 
 from smlt.aggregation.group import Group, Operation
 from smlt.aggregation.overlapping import OverlappingReductions
-from smlt.aggregation.parcels import together
 from smlt.aggregation.tensors import Staged
 from smlt.aggregation.torch_work import SmltWork
 from smlt.aggregation.torch_world import World
 from smlt.errors import UserError
+from smlt.io.together import together
 
 # Threads that resolve futures: callbacks may run other collectives and wait for them.
 _RESOLVERS = 64
@@ -93,7 +93,7 @@ class Member(distributed.ProcessGroup):
         async def run() -> None:
             error: BaseException | None = None
             try:
-                await (calls[0]() if len(calls) == 1 else together(calls))
+                await (calls[0]() if len(calls) == 1 else together(call() for call in calls))
                 for each in back:
                     each.copy_back()
             except asyncio.CancelledError as cancelled:

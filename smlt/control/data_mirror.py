@@ -12,6 +12,7 @@ from smlt.control.source_files import all_files
 from smlt.errors import ConfigError, NotFoundError
 from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
+from smlt.io.together import together
 
 _PIECE = 32 << 20
 _COPIES = 4  # at a time
@@ -57,7 +58,7 @@ class DataMirror:
                     await self._copy(store, key)
 
             changed = [key for key, told in there.items() if known.get(key) != told]
-            await asyncio.gather(*map(copy, changed))
+            await together(map(copy, changed))
         if not there:
             raise ConfigError(f"there are no data under {self.url}")
         for path in list(all_files(self.folder)):

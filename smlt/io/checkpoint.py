@@ -11,7 +11,7 @@ would take the committer n times as long as writing its part did.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from smlt.io.manifest import Manifest, PartInfo
 from smlt.io.object_store import ObjectStore
 from smlt.io.state_digest import StateLayout, combined_digest, leaf_digests
 from smlt.io.tensor import Tensor, as_tensor
+from smlt.io.together import together
 from smlt.messages import Position
 
 T = TypeVar("T")
@@ -90,7 +91,7 @@ class CheckpointWriter:
         Raises:
             CheckpointError: a part is missing or damaged, or holds another state.
         """
-        infos = await _all(self._part_info(part) for part in range(self._parts))
+        infos = await together(self._part_info(part) for part in range(self._parts))
         digests = [digest for part in infos for digest in part.leaves]
         manifest = Manifest(
             job_id=self._job_id,
@@ -169,14 +170,14 @@ async def read(store: ObjectStore, job_id: str, position: Position) -> Checkpoin
         CheckpointError: the manifest or a part is missing, damaged or of another version.
     """
     manifest = await read_manifest(store, job_id, position)
-    await _all(_check_size(store, part) for part in manifest.parts)
+    await together(_check_size(store, part) for part in manifest.parts)
     tensors = {
         spec.name: Tensor(spec.dtype, spec.shape, np.empty(spec.nbytes, np.uint8))
         for spec in manifest.layout.specs
     }
     turns = asyncio.Semaphore(READS_AT_ONCE)
     parts = range(len(manifest.parts))
-    await _all(load.run(store, tensors, turns) for i in parts for load in loads(manifest, i))
+    await together(load.run(store, tensors, turns) for i in parts for load in loads(manifest, i))
     return Checkpoint(manifest=manifest, tensors=tensors)
 
 
@@ -227,14 +228,3 @@ def _position(key: str) -> Position | None:
 
 def _order(position: Position) -> tuple[int, int]:
     return position.generation, position.step
-
-
-async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run the calls together; the first failure cancels the others and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(call) for call in calls]
-    except BaseExceptionGroup as group:
-        first = group.exceptions[0]
-        raise first from first.__cause__
-    return [task.result() for task in running]

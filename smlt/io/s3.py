@@ -23,6 +23,7 @@ from smlt.io.s3_address import S3Address
 from smlt.io.s3_client import S3Client
 from smlt.io.s3_errors import BehindEndError
 from smlt.io.s3_upload import PART_BYTES, PARTS_AT_ONCE, FileUpload, part_length
+from smlt.io.together import together
 
 WHOLE_BYTES = 2 * PART_BYTES
 """An object up to this size is written by one request."""
@@ -180,15 +181,8 @@ class S3ObjectStore(ObjectStore):
                 )
                 return {"PartNumber": number, "ETag": answer["ETag"]}
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                sending = [
-                    tasks.create_task(send(number, start))
-                    for number, start in enumerate(range(0, size, length), 1)
-                ]
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        return [task.result() for task in sending]
+        starts = enumerate(range(0, size, length), 1)
+        return await together(send(number, start) for number, start in starts)
 
     async def _finish(self, operation: str, key: str, writer: str, **parameters: Any) -> str:
         """Make the one request that a write stands or falls with; return the etag."""

@@ -16,6 +16,7 @@ from typing import Any
 from smlt.errors import NotFoundError, SmltError
 from smlt.io.object_store import Moved
 from smlt.io.s3_client import S3Client
+from smlt.io.together import together
 
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
@@ -62,13 +63,8 @@ class FileUpload:
                 return {"PartNumber": number, "ETag": etag}
 
         count = -(-self._size // self._length)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                sending = [tasks.create_task(send(number)) for number in range(1, count + 1)]
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        parts = {"Parts": [task.result() for task in sending]}
-        await self._complete(upload, parts)
+        parts = await together(send(number) for number in range(1, count + 1))
+        await self._complete(upload, {"Parts": parts})
 
     async def _unfinished(self) -> tuple[str | None, Mapping[int, str]]:
         """Return the newest unfinished upload and its parts' etags, as far as S3 tells."""
