@@ -264,9 +264,8 @@ def test_nothing_stays_in_the_store(ranks, valkey):
             aggregator.allreduce([np.ones(10_000, np.float32), np.ones(10_000)])
             aggregator.broadcast(np.ones(100_000))
         aggregator.barrier()
-        with valkey.client() as admin:
-            return admin.info("memory")["used_memory"]
 
+    ranks.values(2, act, valkey.url)  # a server that is new keeps some memory for itself
     with valkey.client() as admin:
         before = admin.info("memory")["used_memory"]
         ranks.values(2, act, valkey.url)
