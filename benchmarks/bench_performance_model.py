@@ -25,14 +25,8 @@ import numpy as np
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from smlt.control.performance_model import (
-    Granularity,
-    Measurement,
-    PerformanceModel,
-    Setting,
-    StepPrediction,
-    fit_performance,
-)
+from smlt.control.performance_model import PerformanceModel, StepPrediction, fit_performance
+from smlt.control.step_measurement import Granularity, Measurement, Setting
 
 TARGET_PERCENT = 15.0
 

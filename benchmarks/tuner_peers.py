@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.tuner_surfaces import Surface
 from smlt.control.optimizer import OBJECTIVE, Optimizer
-from smlt.control.performance_model import Setting
 from smlt.control.performance_prior import PerformancePrior
 from smlt.control.search_grid import Plan
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
+from smlt.control.step_measurement import Setting
 from smlt.control.surrogate import SampledGaussianProcess
 
 PENALTY = 1.0  # on a logarithmic objective: 2.7 times as bad as the worst seen

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.config import TrainConfig
+from smlt.config.limits import MB_PER_VCPU
 from smlt.config.sharding import sharding
 from smlt.control import artifact_manager
 from smlt.control.data_mirror import DataMirror
@@ -27,16 +28,11 @@ from smlt.control.forecast import (
 )
 from smlt.control.goals import Goals
 from smlt.control.job_settings import first_plan, function_environment, training_settings
-from smlt.control.performance_model import (
-    MB_PER_VCPU,
-    Granularity,
-    Measurement,
-    Setting,
-    fit_performance,
-)
+from smlt.control.performance_model import fit_performance
 from smlt.control.plan_grid import plan_grid, plans_of
 from smlt.control.prices import read_prices
 from smlt.control.step_cost import StepCost, wire_share
+from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.errors import TaskError
 from smlt.messages import JobSpec, ResourcePlan
 from smlt.worker.profile import Profile, ProfileRequest

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from smlt.config import TrainConfig
+from smlt.config.limits import MB_PER_VCPU
 from smlt.config.sharding import is_billed, is_open, sharding
 from smlt.messages import EXACT, Limits, ResourcePlan
 
-_MB_PER_VCPU = 1769
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _INSTRUCTIONS = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -89,7 +89,7 @@ def first_plan(config: TrainConfig) -> ResourcePlan:
 
 def threads_of(memory_mb: int) -> int:
     """Return how many threads a function of this size computes with: one for each whole vCPU."""
-    return max(1, memory_mb // _MB_PER_VCPU)
+    return max(1, memory_mb // MB_PER_VCPU)
 
 
 def function_environment(

@@ -7,13 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from smlt.control.performance_model import (
-    Granularity,
-    Measurement,
-    Setting,
-    fit_performance,
-)
+from smlt.control.performance_model import fit_performance
 from smlt.control.search_grid import Array, Plan, SearchGrid
+from smlt.control.step_measurement import Granularity, Measurement, Setting
 
 
 class PerformancePrior:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
-from smlt.control.performance_model import Setting
 from smlt.control.search_grid import Dimension, Plan, SearchGrid, Value
 from smlt.control.step_cost import wire_share
+from smlt.control.step_measurement import Setting
 from smlt.messages import EXACT, JobSpec, ResourcePlan
 
 MEMORY_MB = (884, 1769, 3538, 5307, 7076, 8845, 10_240)

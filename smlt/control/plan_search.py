@@ -12,16 +12,11 @@ from numpy.typing import NDArray
 
 from smlt.control.goals import COST, TIME, Goals, Standing
 from smlt.control.optimizer import CONFIDENCE, OBJECTIVE, Optimizer, PriorMean
-from smlt.control.performance_model import (
-    Granularity,
-    Measurement,
-    PerformanceModel,
-    Setting,
-    fit_performance,
-)
+from smlt.control.performance_model import PerformanceModel, fit_performance
 from smlt.control.plan_grid import as_plan, as_setting, plan_grid, plans_of
 from smlt.control.search_grid import Array, Plan, SearchGrid
 from smlt.control.step_cost import StepCost
+from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.control.surrogate import Indices, SampledGaussianProcess, Surrogate
 from smlt.messages import JobSpec, ResourcePlan
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from smlt.control.forecast import Workload, forecasts, out_of_reach, recommended
 from smlt.control.goals import Goals
-from smlt.control.performance_model import Granularity, Measurement, Setting, fit_performance
+from smlt.control.performance_model import fit_performance
 from smlt.control.plan_grid import plan_grid, plans_of
 from smlt.control.prices import read_prices
 from smlt.control.step_cost import ParameterStorePrice, StepCost
+from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.errors import UserError
 from smlt.messages import JobSpec, Limits, ResourcePlan
 

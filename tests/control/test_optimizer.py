@@ -9,10 +9,10 @@ from benchmarks.tuner_peers import regrets
 from benchmarks.tuner_surfaces import read_curve
 from smlt.control.feasibility import Feasibility
 from smlt.control.optimizer import OBJECTIVE, Optimizer
-from smlt.control.performance_model import Setting
 from smlt.control.performance_prior import PerformancePrior
 from smlt.control.search_grid import Dimension, SearchGrid
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
+from smlt.control.step_measurement import Setting
 from smlt.control.surrogate import SampledGaussianProcess
 from tests.control.published import read
 

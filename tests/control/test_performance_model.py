@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.bench_performance_model import draw, predict
-from smlt.control.performance_model import (
-    Granularity,
-    Measurement,
-    Setting,
-    fit_performance,
-)
+from smlt.control.performance_model import fit_performance
+from smlt.control.step_measurement import Granularity, Measurement, Setting
 from tests.control.published import read
 
 SYSTEMS = ("SMLT", "Cirrus", "Siren")

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from smlt.control.performance_model import Measurement, fit_performance
+from smlt.control.performance_model import fit_performance
 from smlt.control.plan_grid import as_setting, plan_grid, plans_of
 from smlt.control.plans import Plans
+from smlt.control.step_measurement import Measurement
 from smlt.errors import CloudError
 from smlt.messages import JobSpec, JobState, ResourcePlan
 
