@@ -25,7 +25,7 @@ from benchmarks.scaling.fleet import Law, Weather
 from benchmarks.scaling.simulated_job import Played, play
 from smlt.control.plan_grid import plan_grid, plans_of
 from smlt.control.prices import read_prices
-from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.messages.job import JobSpec, Limits, ResourcePlan
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "data" / "published" / "resnet18.json"
 SERIAL = 0.2  # of a worker's computation, the part that more vCPUs do not speed up

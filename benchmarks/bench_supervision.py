@@ -36,7 +36,7 @@ from smlt.control.step_cost import StepCost
 from smlt.control.task_scheduler import TaskScheduler
 from smlt.embedded.valkey_server import ValkeyServer
 from smlt.io.stores import open_object_store, open_parameter_store
-from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.messages.job import JobSpec, Limits, ResourcePlan
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120.0

@@ -25,7 +25,7 @@ from smlt.io.keys import JobObjects, package_key
 from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
 from smlt.lead import Lead, disk_errors
-from smlt.messages import JobSpec, JobState, Limits
+from smlt.messages.job import JobSpec, JobState, Limits
 from smlt.place import LINGER_S, Place, aws_place, check_server, left_place, reaches
 
 # Limits so long are a debugger's; functions do not have them.

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from smlt.control.lambda_client import LogEvent
 from smlt.io.stores import open_object_store, open_parameter_store
-from smlt.messages import WorkerTask
+from smlt.messages.worker import WorkerTask
 from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation
 from smlt.worker.warm import WarmMemory

@@ -12,7 +12,7 @@ from smlt.errors import NotFoundError, PreconditionError, UserError
 from smlt.io.keys import job_objects
 from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
-from smlt.messages import JobState
+from smlt.messages.job import JobState
 
 _POLL_S = 0.2
 

@@ -34,7 +34,8 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ControlStore
 from smlt.io.patient_objects import PatientObjects
 from smlt.io.stores import open_object_store
-from smlt.messages import Failure, JobSpec, Limits
+from smlt.messages.job import JobSpec, Limits
+from smlt.messages.worker import Failure
 from smlt.place import REACH_S, Place
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait

@@ -26,7 +26,7 @@ from smlt.errors import StoreUnreachableError, UserError
 from smlt.inline import InlineCloud
 from smlt.io.parameter_store import ControlStore
 from smlt.io.stores import open_parameter_store
-from smlt.messages import JobSpec
+from smlt.messages.job import JobSpec
 
 # Longer than it takes the workers to notice that the client is gone, and to save.
 LINGER_S = 20.0

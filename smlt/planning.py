@@ -34,7 +34,7 @@ from smlt.control.prices import read_prices
 from smlt.control.step_cost import StepCost, wire_share
 from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.errors import TaskError
-from smlt.messages import JobSpec, ResourcePlan
+from smlt.messages.job import JobSpec, ResourcePlan
 from smlt.worker.profile import Profile, ProfileRequest
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params

@@ -24,7 +24,7 @@ from smlt.errors import ConfigError
 from smlt.io.object_store import ObjectStore
 from smlt.io.stores import open_object_store
 from smlt.lead import Lead, check_objects, disk_errors
-from smlt.messages import JobSpec
+from smlt.messages.job import JobSpec
 from smlt.place import Place, aws_place, check_server, embedded_place, inline_place, reaches
 from smlt.worker.task_loader import find_class
 from smlt.worker.task_params import parse_params

@@ -16,7 +16,7 @@ from smlt.control.skopt_surrogate import SkoptGaussianProcess
 from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import SampledGaussianProcess, Surrogate
 from smlt.errors import ConfigError
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 from smlt.session import Session
 
 SURROGATES: dict[str, Callable[[SearchGrid], Surrogate]] = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smlt.messages import PhaseRecord
+from smlt.messages.worker import PhaseRecord
 
 
 @pytest.mark.parametrize(

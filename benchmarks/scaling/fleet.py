@@ -24,15 +24,8 @@ from smlt.errors import CloudError
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.memory_parameters import MemoryParameterStore
-from smlt.messages import (
-    JobState,
-    RankState,
-    ResourcePlan,
-    StepFlag,
-    StepRecord,
-    WorkerReport,
-    WorkerTask,
-)
+from smlt.messages.job import JobState, ResourcePlan
+from smlt.messages.worker import RankState, StepFlag, StepRecord, WorkerReport, WorkerTask
 
 Law = Callable[[ResourcePlan, int], float]
 """Seconds of a step, by plan and number of the step."""

@@ -28,7 +28,7 @@ from smlt.control.task_scheduler import TaskScheduler
 from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.memory_parameters import MemoryParameterStore
-from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.messages.job import JobSpec, Limits, ResourcePlan
 
 _names = itertools.count()
 _HEARTBEATS_PER_S = 500  # more workers are looked at less often: their leases are for ever here

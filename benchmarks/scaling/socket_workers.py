@@ -19,7 +19,7 @@ import msgpack
 
 from smlt.io.keys import GenerationKeys
 from smlt.io.stores import open_parameter_store
-from smlt.messages import PhaseRecord, RankState, StepRecord, WorkerReport, WorkerTask
+from smlt.messages.worker import PhaseRecord, RankState, StepRecord, WorkerReport, WorkerTask
 
 BEAT_S = 1.0
 # All are in one process, which may have to wait for a processor.

@@ -12,7 +12,7 @@ from pathlib import Path
 import lz4.frame
 
 from smlt.aws.wheels import Wheel
-from smlt.messages import Bundle
+from smlt.messages.worker import Bundle
 
 _BLOCK = lz4.frame.BLOCKSIZE_MAX4MB
 

@@ -21,7 +21,7 @@ from smlt.control.source_files import all_files
 from smlt.errors import ConfigError
 from smlt.io.keys import bundle_key, bundle_list_key, layer_key, package_key
 from smlt.io.object_store import ObjectStore
-from smlt.messages import Bundle
+from smlt.messages.worker import Bundle
 from smlt.worker.task_loader import find_class
 
 _TORCH_TASK = "smlt.worker.torch_task"

@@ -20,7 +20,7 @@ from smlt.cli.summary import failure_text, success_text
 from smlt.cli.wording import clock_time, dollars, print_plain
 from smlt.control.progress import Progress, Summary
 from smlt.errors import UserError
-from smlt.messages import RankState
+from smlt.messages.worker import RankState
 
 STALE_S = 10.0  # a client writes its status about once a second
 FOLLOW_S = 0.2

@@ -24,7 +24,7 @@ from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB
 from smlt.control.goals import size
 from smlt.control.progress import Summary
 from smlt.errors import ConfigError, UserError
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 from smlt.report.events import read_events
 
 if TYPE_CHECKING:  # SciPy is behind them, for which other commands need not wait

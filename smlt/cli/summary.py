@@ -13,7 +13,7 @@ from typing import Any
 from smlt.cli.wording import clock_time, dollars
 from smlt.control.goals import size
 from smlt.control.progress import Summary
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 
 
 def to_json(value: Any) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from smlt.control.goals import size
 from smlt.control.progress import Progress
-from smlt.messages import RankState
+from smlt.messages.worker import RankState
 
 MOST_RANGES = 4  # beyond that, a state's ranks are counted and not listed
 

@@ -10,7 +10,7 @@ from smlt.config.limits import CONCURRENCY_LIMIT, MEMORY_MB, WIRE_DTYPES
 from smlt.config.sources import flag
 from smlt.config.values import Duration, shown, typed
 from smlt.errors import ConfigError
-from smlt.messages import EXACT, JobSpec, ResourcePlan
+from smlt.messages.job import EXACT, JobSpec, ResourcePlan
 
 _KINDS = {
     "workers": int,

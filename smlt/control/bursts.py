@@ -17,7 +17,7 @@ from smlt.errors import ConfigError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.messages import JobSpec, Origin, Position
+from smlt.messages.job import JobSpec, Origin, Position
 
 POLL_S = 0.5
 REMOTE_POLL_S = 5.0  # of a bucket, where each look is billed

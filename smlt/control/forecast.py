@@ -14,7 +14,7 @@ from smlt.control.plan_grid import as_setting
 from smlt.control.prices import Prices
 from smlt.control.step_cost import ParameterStorePrice, StepCost
 from smlt.errors import UserError
-from smlt.messages import Limits, ResourcePlan
+from smlt.messages.job import Limits, ResourcePlan
 
 _MARGIN = 1.15  # of memory, over the most that was seen in use
 S3_ROUND_S = 0.4  # to put an object, and for another function to have it; AWS: 100 to 200 ms each

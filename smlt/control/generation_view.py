@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import msgpack
 
 from smlt.control.invocations import Invocation
-from smlt.messages import SAVING, Failure, RankState, StepFlag
+from smlt.messages.worker import SAVING, Failure, RankState, StepFlag
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from smlt.messages import JobSpec, ResourcePlan, StepFlag
+from smlt.messages.job import JobSpec, ResourcePlan
+from smlt.messages.worker import StepFlag
 
 if TYPE_CHECKING:  # the command line uses this too, and need not wait for NumPy
     import numpy as np

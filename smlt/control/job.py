@@ -21,7 +21,7 @@ from typing import Any
 from smlt.errors import JobHeldError, NotFoundError, PreconditionError, StoreError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.messages import ClientHold, JobSpec, JobState, Position, ResourcePlan
+from smlt.messages.job import ClientHold, JobSpec, JobState, Position, ResourcePlan
 
 # A compare-and-set is tried this often before somebody else is said to be writing all the time.
 _ATTEMPTS = 16

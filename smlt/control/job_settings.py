@@ -9,7 +9,7 @@ from typing import Any
 from smlt.config import TrainConfig
 from smlt.config.limits import MB_PER_VCPU
 from smlt.config.sharding import is_billed, is_open, sharding
-from smlt.messages import EXACT, Limits, ResourcePlan
+from smlt.messages.job import EXACT, Limits, ResourcePlan
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _INSTRUCTIONS = {

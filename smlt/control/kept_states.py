@@ -7,7 +7,7 @@ from smlt.errors import CheckpointError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.messages import Position
+from smlt.messages.job import Position
 
 
 class KeptStates:

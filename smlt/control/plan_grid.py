@@ -9,7 +9,7 @@ from functools import partial
 from smlt.control.search_grid import Dimension, Plan, SearchGrid, Value
 from smlt.control.step_cost import wire_share
 from smlt.control.step_measurement import Setting
-from smlt.messages import EXACT, JobSpec, ResourcePlan
+from smlt.messages.job import EXACT, JobSpec, ResourcePlan
 
 MEMORY_MB = (884, 1769, 3538, 5307, 7076, 8845, 10_240)
 _WORKERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000)

@@ -18,7 +18,7 @@ from smlt.control.search_grid import Array, Plan, SearchGrid
 from smlt.control.step_cost import StepCost
 from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.control.surrogate import Indices, SampledGaussianProcess, Surrogate
-from smlt.messages import JobSpec, ResourcePlan
+from smlt.messages.job import JobSpec, ResourcePlan
 
 _FAR = math.log(4.1)  # a trial has at most four times the workers, or memory, of one before
 _FRACTION = 0.1  # of the time and money left, the most that one trial may take

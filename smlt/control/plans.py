@@ -8,7 +8,7 @@ from dataclasses import replace
 from smlt.control.functions import Function, Functions
 from smlt.control.supervisor import power_of_two
 from smlt.errors import CloudError
-from smlt.messages import EXACT, JobSpec, ResourcePlan
+from smlt.messages.job import EXACT, JobSpec, ResourcePlan
 
 
 class Plans:

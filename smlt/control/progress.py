@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from smlt.messages import RankState, ResourcePlan
+from smlt.messages.job import ResourcePlan
+from smlt.messages.worker import RankState
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import msgpack
 from smlt.control.event_log import EventLog
 from smlt.control.progress import Progress
 from smlt.control.store_bill import StoreBill
-from smlt.messages import PhaseRecord, RankState, ShardsRecord, StepRecord, WorkerReport
+from smlt.messages.worker import PhaseRecord, RankState, ShardsRecord, StepRecord, WorkerReport
 
 # Rates are taken over this long; after this long without a step, what is waited for is named.
 _RATE_S = 5.0

@@ -19,7 +19,8 @@ from smlt.control.plan_search import Choice, PlanSearch
 from smlt.control.search_grid import SearchGrid
 from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import SampledGaussianProcess, Surrogate
-from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
+from smlt.messages.job import JobSpec, ResourcePlan
+from smlt.messages.worker import StepFlag, StepRecord, WorkerReport
 
 _WARM_UP = 1  # first steps of a generation, which load and compile
 _LEAST_STEPS = 5  # of one plan, to know its step time

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from smlt.messages import Failure, Position
+from smlt.messages.job import Position
+from smlt.messages.worker import Failure
 
 # All of these count generations since a newer state was last saved.
 _SAME_FAILURE = 3

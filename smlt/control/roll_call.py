@@ -17,7 +17,8 @@ from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
 from smlt.errors import CloudError
-from smlt.messages import Failure, Limits, WorkerTask
+from smlt.messages.job import Limits
+from smlt.messages.worker import Failure, WorkerTask
 
 _INVOKES = 32
 _BACKOFF_S = 0.2

@@ -16,7 +16,7 @@ from smlt.control.cost_model import (
     s3_cost,
 )
 from smlt.control.prices import Prices
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 
 # How gradients are cut (``aggregation.shard_plan``): in whole cache lines, and in no more shards
 # than are worth their messages.

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from smlt.control.cost_model import S3Class, s3_class, s3_cost
 from smlt.control.step_cost import StepCost
-from smlt.messages import JobSpec, ResourcePlan
+from smlt.messages.job import JobSpec, ResourcePlan
 
 RENEWALS = 4  # of the lease on the job, within the time after which it is free
 _OF_A_RANK = (

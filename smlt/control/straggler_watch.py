@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.stragglers import Straggler, Stragglers
-from smlt.messages import PhaseRecord
+from smlt.messages.worker import PhaseRecord
 
 _LOOK_S = 1.0
 

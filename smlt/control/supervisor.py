@@ -20,7 +20,8 @@ from smlt.control.roll_call import RollCall
 from smlt.errors import CloudError, SmltError, StoreError, StoreUnreachableError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ControlStore, Notice
-from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerTask
+from smlt.messages.job import Limits
+from smlt.messages.worker import Failure, RankState, StepFlag, WorkerTask
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from smlt.errors import CloudError, JobHeldError, StoreError
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ControlStore
-from smlt.messages import EXACT, Failure, Position, ResourcePlan, StepFlag, WorkerTask
+from smlt.messages.job import EXACT, Position, ResourcePlan
+from smlt.messages.worker import Failure, StepFlag, WorkerTask
 
 if TYPE_CHECKING:  # SciPy is behind it, for which a job without a goal need not wait
     from smlt.control.resource_manager import Decision, ResourceManager

@@ -26,7 +26,7 @@ from smlt.io.object_store import ObjectStore
 from smlt.io.state_digest import StateLayout, combined_digest, leaf_digests
 from smlt.io.tensor import Tensor, as_tensor
 from smlt.io.together import together
-from smlt.messages import Position
+from smlt.messages.job import Position
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 from smlt.errors import CheckpointError
 from smlt.io import exact_json
 from smlt.io.state_digest import StateLayout, TensorSpec, combined_digest
-from smlt.messages import Position
+from smlt.messages.job import Position
 
 FORMAT = "smlt-checkpoint"
 VERSION = 1

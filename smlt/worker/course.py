@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from smlt.messages import EXACT, JobSpec
+from smlt.messages.job import EXACT, JobSpec
 from smlt.worker.data_iterator import Data
 from smlt.worker.epochs import batch_sizes, growth
 from smlt.worker.minibatch_buffer import map_style

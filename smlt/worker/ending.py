@@ -16,7 +16,7 @@ from smlt.io import checkpoint
 from smlt.io.checkpoint import CheckpointWriter
 from smlt.io.manifest import Manifest
 from smlt.io.object_store import ObjectStore
-from smlt.messages import Position
+from smlt.messages.job import Position
 from smlt.worker.generation import Generation, Roster
 
 # Part of a live rank that is late is written by another after this long: twice costs only work.

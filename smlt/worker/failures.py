@@ -14,7 +14,7 @@ from smlt.errors import (
     StoreFullError,
     UserError,
 )
-from smlt.messages import Failure
+from smlt.messages.worker import Failure
 from smlt.worker.divergence import DivergedError
 from smlt.worker.generation import HandoverError
 from smlt.worker.loading import HostError, UnreadableParentError

@@ -7,7 +7,7 @@ import contextlib
 import logging
 
 from smlt.errors import SmltError
-from smlt.messages import WorkerReport
+from smlt.messages.worker import WorkerReport
 from smlt.worker.generation import Generation
 
 

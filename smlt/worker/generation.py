@@ -25,7 +25,8 @@ from smlt.errors import (
 )
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ParameterStore
-from smlt.messages import Failure, Limits, RankState, StepFlag, WorkerReport, WorkerTask
+from smlt.messages.job import Limits
+from smlt.messages.worker import Failure, RankState, StepFlag, WorkerReport, WorkerTask
 
 _POLL_S = 1.0
 

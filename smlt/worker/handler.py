@@ -12,7 +12,7 @@ from typing import Any
 from smlt.config.function import FunctionEnvironment
 from smlt.io.gateway import GATEWAY
 from smlt.io.stores import open_object_store, open_parameter_store
-from smlt.messages import WorkerTask
+from smlt.messages.worker import WorkerTask
 from smlt.worker.gateway import Gateway
 from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation

@@ -12,7 +12,8 @@ from typing import Any
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.patient_objects import PatientObjects
-from smlt.messages import SAVING, Failure, JobState, Limits, WorkerTask
+from smlt.messages.job import JobState, Limits
+from smlt.messages.worker import SAVING, Failure, WorkerTask
 from smlt.worker.forwarding import NoticeForwarder
 from smlt.worker.generation import Generation
 from smlt.worker.host import Host

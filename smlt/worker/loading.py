@@ -18,7 +18,8 @@ from smlt.io.manifest import Manifest
 from smlt.io.object_store import ObjectStore
 from smlt.io.tensor import as_tensor
 from smlt.io.weights import read_weights
-from smlt.messages import EXACT, JobSpec, JobState, Position, WorkerReport
+from smlt.messages.job import EXACT, JobSpec, JobState, Position
+from smlt.messages.worker import WorkerReport
 from smlt.worker import numerics
 from smlt.worker.course import Course
 from smlt.worker.data_iterator import Data

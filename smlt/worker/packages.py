@@ -26,7 +26,7 @@ import lz4.frame
 from smlt.errors import StoreError
 from smlt.io.keys import bundle_key, bundle_list_key
 from smlt.io.object_store import ObjectStore
-from smlt.messages import Bundle
+from smlt.messages.worker import Bundle
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -18,7 +18,8 @@ from smlt.errors import AbortedError, SmltError, StoreError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.weights import save_weights
-from smlt.messages import SAVING, Failure, JobState, Position, StepFlag
+from smlt.messages.job import JobState, Position
+from smlt.messages.worker import SAVING, Failure, StepFlag
 from smlt.worker.ending import Ending
 from smlt.worker.failures import failure_of
 from smlt.worker.generation import Generation, Roster

@@ -15,7 +15,7 @@ from smlt.errors import CheckpointError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.weights import read_weights, save_weights
-from smlt.messages import Position
+from smlt.messages.job import Position
 
 _OWED = "owed"
 

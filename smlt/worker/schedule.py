@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from smlt.messages import Origin
+from smlt.messages.job import Origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from smlt.aggregation.metric_sums import Metrics
 from smlt.aggregation.phases import Phases
 from smlt.aggregation.plan_trials import PlanTrials
 from smlt.aggregation.step import StepResult
-from smlt.messages import PhaseRecord, ShardsRecord, StepRecord, WorkerReport
+from smlt.messages.worker import PhaseRecord, ShardsRecord, StepRecord, WorkerReport
 from smlt.worker.generation import Generation
 from smlt.worker.schedule import Slot
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from smlt.config.goals import BestBy, Until, parse_best, parse_until
 from smlt.errors import TaskError
-from smlt.messages import JobSpec
+from smlt.messages.job import JobSpec
 
 
 class Target:

@@ -17,7 +17,8 @@ from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError, StoreError
 from smlt.io.frame import Meta
-from smlt.messages import JobSpec, StepFlag
+from smlt.messages.job import JobSpec
+from smlt.messages.worker import StepFlag
 from smlt.worker.divergence_watch import DivergenceWatch
 from smlt.worker.generation import Generation
 from smlt.worker.gradient_tree import GradientTree

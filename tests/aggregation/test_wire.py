@@ -14,7 +14,7 @@ from smlt.aggregation.wire import Wire
 from smlt.errors import ConfigError, FrameError, UserError
 from smlt.io.frame import Meta, ShardHeader
 from smlt.io.memory_objects import MemoryObjectStore
-from smlt.messages import Position
+from smlt.messages.job import Position
 from smlt.worker.residuals import load_residuals, save_residual
 from tests.aggregation.worlds import Case, world
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.bench_supervision import supervise
 from smlt.control.lambda_client import Endpoint, lambda_client
 from smlt.embedded.valkey_server import ValkeyServer
-from smlt.messages import Limits
+from smlt.messages.job import Limits
 
 ROOT = Path(__file__).parents[2]
 WORKERS, AT_ONCE, PER_SECOND = 1000, 200, 25

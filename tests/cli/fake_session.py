@@ -10,7 +10,7 @@ import sys
 from smlt.cli import main
 from smlt.control.progress import Progress, Summary
 from smlt.errors import StoreUnreachableError, TaskError
-from smlt.messages import RankState
+from smlt.messages.worker import RankState
 
 STEPS_PER_EPOCH = 20
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 9, in loss\nValueError: no'

@@ -10,7 +10,7 @@ from smlt.cli import main
 from smlt.cli.jobs import JobFolder, follow_logs, process_is_alive
 from smlt.control.progress import Progress, Summary
 from smlt.errors import UserError
-from smlt.messages import RankState
+from smlt.messages.worker import RankState
 
 NOW = 1_000_000.0
 

@@ -15,7 +15,7 @@ from smlt.cli.live import (
 )
 from smlt.cli.wording import clock_time, dollars, ranks, remaining_s
 from smlt.control.progress import Progress
-from smlt.messages import RankState
+from smlt.messages.worker import RankState
 
 
 def progress(**changes):

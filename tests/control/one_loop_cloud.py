@@ -12,7 +12,7 @@ from functools import partial
 from smlt.control.lambda_client import LogEvent
 from smlt.errors import CloudError
 from smlt.io.stores import open_object_store, open_parameter_store
-from smlt.messages import WorkerTask
+from smlt.messages.worker import WorkerTask
 from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation
 from smlt.worker.warm import WarmMemory

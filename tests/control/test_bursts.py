@@ -14,7 +14,7 @@ from smlt.control.bursts import WatchedFolder, with_more_data
 from smlt.io.keys import JobObjects
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import read_weights
-from smlt.messages import JobSpec, Origin
+from smlt.messages.job import JobSpec, Origin
 from smlt.worker.sample_order import SampleOrder
 from tests.control.town import Town
 

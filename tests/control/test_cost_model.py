@@ -19,7 +19,7 @@ from smlt.control.cost_model import (
 from smlt.control.prices import read_prices
 from smlt.control.step_cost import ParameterStorePrice, StepCost, StepTraffic
 from smlt.errors import ConfigError
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 
 
 def test_four_workers_for_a_minute():

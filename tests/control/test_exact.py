@@ -10,7 +10,7 @@ from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.weights import read_weights
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 from smlt.worker.gradient_tree import GradientTree
 from tests.control.town import QUICK, Town, in_one_process
 

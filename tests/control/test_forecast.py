@@ -16,7 +16,7 @@ from smlt.control.prices import read_prices
 from smlt.control.step_cost import ParameterStorePrice, StepCost
 from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.errors import UserError
-from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.messages.job import JobSpec, Limits, ResourcePlan
 
 FIRST = ResourcePlan(workers=4, memory_mb=1769)
 GRADIENT = 40_000_000

@@ -8,7 +8,7 @@ import pytest
 from smlt.control.job import Job, new_job_id
 from smlt.errors import JobHeldError, NotFoundError, PreconditionError
 from smlt.io.directory import DirectoryStore
-from smlt.messages import ClientHold, JobSpec, Limits, Position, ResourcePlan
+from smlt.messages.job import ClientHold, JobSpec, Limits, Position, ResourcePlan
 
 SPEC = JobSpec(target="train.py:Task", seed=3, limits=Limits(lease_s=2.5))
 PLAN = ResourcePlan(workers=4, memory_mb=1769)

@@ -10,7 +10,7 @@ from smlt.control.plan_grid import as_setting, plan_grid, plans_of
 from smlt.control.plans import Plans
 from smlt.control.step_measurement import Measurement
 from smlt.errors import CloudError
-from smlt.messages import JobSpec, JobState, ResourcePlan
+from smlt.messages.job import JobSpec, JobState, ResourcePlan
 
 FIRST = ResourcePlan(workers=6, memory_mb=2000)
 SPEC = JobSpec(target="t:T", virtual_workers=64, most_workers=64)

@@ -13,7 +13,8 @@ from smlt.control.resource_manager import ResourceManager
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
 from smlt.control.step_cost import StepCost
 from smlt.control.surrogate import SampledGaussianProcess
-from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
+from smlt.messages.job import JobSpec, ResourcePlan
+from smlt.messages.worker import StepFlag, StepRecord, WorkerReport
 
 FIRST = ResourcePlan(workers=4, memory_mb=1769)
 START_S = 4.0

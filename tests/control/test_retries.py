@@ -3,7 +3,8 @@
 import pytest
 
 from smlt.control.retries import Retries
-from smlt.messages import Failure, Position
+from smlt.messages.job import Position
+from smlt.messages.worker import Failure
 
 
 def lost(rank, message="rank {} has not been heard of for 10 s"):

@@ -9,7 +9,7 @@ from benchmarks import bench_supervision
 from benchmarks.bench_scaling import schemes, workload
 from benchmarks.scaling.fleet import Weather
 from benchmarks.scaling.simulated_job import play
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 from tests.control.published import read
 
 FIRST = ResourcePlan(workers=8, memory_mb=1769)

@@ -11,7 +11,8 @@ from smlt.control.progress_feed import ProgressFeed
 from smlt.control.step_cost import ParameterStorePrice, StepCost
 from smlt.control.store_bill import StoreBill
 from smlt.errors import ConfigError
-from smlt.messages import JobSpec, ResourcePlan, StepFlag, StepRecord, WorkerReport
+from smlt.messages.job import JobSpec, ResourcePlan
+from smlt.messages.worker import StepFlag, StepRecord, WorkerReport
 
 SPEC = JobSpec(target="t:T", batch_size=64)
 S3 = "s3://bucket/prefix"

@@ -23,7 +23,7 @@ from smlt.io.keys import JobObjects
 from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import read_weights
-from smlt.messages import JobSpec, ResourcePlan
+from smlt.messages.job import JobSpec, ResourcePlan
 from smlt.worker import numerics
 from smlt.worker.trainer import Trainer
 from tests.control.town import LIMIT_S, QUICK, Town, in_one_process

@@ -19,7 +19,7 @@ from smlt.io.keys import JobObjects
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.memory_parameters import MemoryParameterStore
 from smlt.io.weights import read_weights
-from smlt.messages import JobSpec, Limits, ResourcePlan
+from smlt.messages.job import JobSpec, Limits, ResourcePlan
 from smlt.worker.sample_order import SampleOrder
 from tests.control.one_loop_cloud import OneLoopCloud
 

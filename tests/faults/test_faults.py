@@ -25,7 +25,7 @@ from jobs.harness import SMALL, TASKS, until
 from smlt.aggregation.notices import Arrival
 from smlt.io import checkpoint
 from smlt.io.directory import DirectoryStore
-from smlt.messages import Position
+from smlt.messages.job import Position
 from tests.io.s3_servers import CREDENTIALS, S3Server
 from tests.io.s3_servers import Fault as S3Fault
 

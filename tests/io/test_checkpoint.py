@@ -22,7 +22,7 @@ from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.state_digest import LEAF_BYTES, StateLayout, state_digest, weights_digest
 from smlt.io.tensor import Tensor
-from smlt.messages import Position
+from smlt.messages.job import Position
 
 AT = Position(generation=3, step=41)
 SCALARS = {"lr": 0.1, "best": math.inf, "betas": (0.9, 0.999), "seen": {"$float": "a key"}}

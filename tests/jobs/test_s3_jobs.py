@@ -10,7 +10,7 @@ from safetensors.numpy import load
 from jobs.harness import SMALL
 from smlt.control.prices import read_prices
 from smlt.control.step_cost import ParameterStorePrice, StepCost
-from smlt.messages import ResourcePlan
+from smlt.messages.job import ResourcePlan
 from smlt.report.events import read_events
 from tests.io.s3_servers import CREDENTIALS, S3Server
 

@@ -17,7 +17,8 @@ from smlt.control.task_scheduler import TaskScheduler
 from smlt.errors import CloudError, ConfigError, JobHeldError
 from smlt.io.keys import JobObjects
 from smlt.io.patient_objects import PatientObjects
-from smlt.messages import ClientHold, ResourcePlan, StepFlag
+from smlt.messages.job import ClientHold, ResourcePlan
+from smlt.messages.worker import StepFlag
 from tests.simulation.loop import PROCESS, Process
 from tests.simulation.plan import SIZES_MB
 

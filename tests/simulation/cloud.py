@@ -12,7 +12,7 @@ from smlt.errors import CloudError, ConfigError, StoreError
 from smlt.io.server_address import ServerAddress, server_urls
 from smlt.io.server_group import ServerGroup
 from smlt.io.valkey import ValkeyStore
-from smlt.messages import WorkerTask
+from smlt.messages.worker import WorkerTask
 from smlt.worker import numerics
 from smlt.worker.host import Host
 from smlt.worker.invocation import Invocation

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from smlt.config.sharding import AUTO
-from smlt.messages import EXACT, JobSpec, Limits
+from smlt.messages.job import EXACT, JobSpec, Limits
 from tests.simulation import walk
 from tests.simulation.network import Latency
 

@@ -12,7 +12,8 @@ import pytest
 
 from smlt.aggregation.group import Group
 from smlt.control.task_scheduler import TaskScheduler
-from smlt.messages import EXACT, ResourcePlan, StepFlag
+from smlt.messages.job import EXACT, ResourcePlan
+from smlt.messages.worker import StepFlag
 from smlt.worker.rank import Rank
 from tests.simulation import dropin
 from tests.simulation.clients import DrawnManager

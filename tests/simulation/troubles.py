@@ -9,7 +9,8 @@ import ssl
 from smlt.control.job import Job
 from smlt.errors import SmltError
 from smlt.io.keys import JobObjects
-from smlt.messages import Failure, ResourcePlan
+from smlt.messages.job import ResourcePlan
+from smlt.messages.worker import Failure
 from tests.simulation.loop import Process
 from tests.simulation.plan import SIZES_MB
 

@@ -12,7 +12,7 @@ from smlt.io.keys import JobObjects
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.parameter_store import CARRIED
 from smlt.io.weights import read_weights
-from smlt.messages import EXACT, Position
+from smlt.messages.job import EXACT, Position
 from tests.simulation import walk
 from tests.simulation.plan import STOPS
 

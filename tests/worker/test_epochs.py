@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smlt.errors import TaskError
-from smlt.messages import Origin
+from smlt.messages.job import Origin
 from smlt.worker.epochs import batch_sizes, batches_of, growth
 from smlt.worker.sample_order import SampleOrder
 from smlt.worker.schedule import Schedule

@@ -3,7 +3,7 @@
 import pytest
 
 from smlt.errors import TaskError
-from smlt.messages import JobSpec
+from smlt.messages.job import JobSpec
 from smlt.worker.target import Target
 
 
