@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from smlt.control.bursts import Bursts
 from smlt.control.functions import Function, Functions
-from smlt.control.goals import Standing
 from smlt.control.invocations import Invocations
 from smlt.control.job import Job
 from smlt.control.kept_states import KeptStates
@@ -20,10 +19,11 @@ from smlt.control.lambda_client import LambdaService
 from smlt.control.plans import Plans
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.retries import Retries
+from smlt.control.steering import Steering
 from smlt.control.store_bill import RENEWALS
 from smlt.control.straggler_watch import StragglerWatch
 from smlt.control.supervisor import Ended, Supervisor
-from smlt.errors import CloudError, JobHeldError, StoreError
+from smlt.errors import JobHeldError, StoreError
 from smlt.io.keys import GenerationKeys, JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.parameter_store import ControlStore
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 # A store that is gone is not waited for.
 _TIDY_S = 2.0
-# So often the resource manager is asked.
-_MANAGE_S = 0.1
 AT_ONCE = "stopped at once, on request"
 """What is said of a job that did not wait for the end of its step."""
 PAUSED = "paused after its epochs, to be resumed"
@@ -77,7 +75,6 @@ class TaskScheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
-        self._manager = manager
         self._bursts = Bursts(job, objects, feed, more_data) if more_data else None
         self._kept = KeptStates(job, objects)
         self._objects = objects
@@ -96,12 +93,20 @@ class TaskScheduler:
         self._overtaken: JobHeldError | None = None
         self._broken: BaseException | None = None
         """What went wrong inside, beside the generations."""
-        self._going_over: asyncio.Task[None] | None = None
-        self._run_out = ""
-        """Why the job ends before it is done: its budget or its deadline, in words."""
         self._stopping = asyncio.Event()
         self._retries = Retries()
         self._slow = StragglerWatch(feed, self._replace, clock)
+        self._steering: Steering | None = None
+        if manager is not None:
+            self._steering = Steering(
+                manager,
+                feed,
+                invocations,
+                functions,
+                go_over=self.request_plan,
+                end=self._run_out,
+                clock=clock,
+            )
 
     async def run(self) -> Outcome:
         """Run generation after generation; the job's durable state says how it ended.
@@ -111,8 +116,8 @@ class TaskScheduler:
         """
         self._running = asyncio.create_task(self._generations())
         beside = [asyncio.create_task(task) for task in (self._hold(), self._slow.run())]
-        if self._manager is not None:
-            beside.append(asyncio.create_task(self._manage(self._manager)))
+        if self._steering is not None:
+            beside.append(asyncio.create_task(self._steering.run(self._stopping)))
         for task in beside:
             task.add_done_callback(self._look_at)
         try:
@@ -126,8 +131,6 @@ class TaskScheduler:
                 raise
             outcome = await self._abandoned(self._given_up)
         finally:
-            if self._going_over is not None:
-                beside.append(self._going_over)
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
@@ -160,65 +163,28 @@ class TaskScheduler:
                 # Training needs no job state between generations: it may come back.
                 logger.warning("the lease on the job could not be renewed: %s", error)
 
-    async def _manage(self, manager: ResourceManager) -> None:
-        """Ask the resource manager again and again, and do what it says."""
-        self._feed.on_step = lambda record: manager.step(record, self._clock())
-        self._feed.on_work = manager.work
-        while True:
-            await asyncio.sleep(_MANAGE_S)
-            if self._stopping.is_set() or self._run_out:
-                continue
-            decision = manager.decide(self._standing(), self._clock())
-            if decision is not None:
-                await self._carry_out(decision)
-
-    def _standing(self) -> Standing:
-        progress = self._feed.progress
-        return Standing(
-            elapsed_s=self._feed.elapsed_s,
-            spent_usd=self._feed.spent_usd(self._invocations.bill()[1]),
-            step=progress.step,
-            total_steps=progress.total_steps,
-        )
-
-    async def _carry_out(self, decision: Decision) -> None:
-        plan = decision.plan
-        self._feed.progress.plan = decision.reason
-        self._feed.event(
-            "plan",
-            reason=decision.reason,
-            saving=decision.saving,
-            **(plan.to_dict() if plan else {"workers": None, "memory_mb": None}),
-        )
-        if plan is not None:
-            self._going_over = asyncio.create_task(self._go_over(plan))
-            self._going_over.add_done_callback(self._look_at)
-        if decision.stop is not None:
-            self._run_out = decision.reason
-            if self._supervisor is not None:
-                with contextlib.suppress(StoreError):
-                    if decision.at_once:
-                        failure = Failure(kind="stop", message=decision.reason)
-                        await self._supervisor.abort(failure)
-                    else:
-                        await self._supervisor.stop(decision.stop)
-
     async def _replace(self, ranks: list[int]) -> None:
         """Have slow ranks go on in other environments."""
-        if self._supervisor is None or self._stopping.is_set() or self._run_out:
+        if self._supervisor is None or self._stopping.is_set() or self._has_run_out:
             return
         self._feed.event("replace", ranks=ranks)
         with contextlib.suppress(StoreError):
             await self._supervisor.replace(ranks)
 
-    async def _go_over(self, plan: ResourcePlan) -> None:
-        """Ask for a plan when its function is there: in a private network that takes a minute.
+    async def _run_out(self, decision: Decision) -> None:
+        """End the generation: budget or deadline allow no more."""
+        if self._supervisor is None or decision.stop is None:
+            return
+        with contextlib.suppress(StoreError):
+            if decision.at_once:
+                await self._supervisor.abort(Failure(kind="stop", message=decision.reason))
+            else:
+                await self._supervisor.stop(decision.stop)
 
-        Until then the workers go on.
-        """
-        with contextlib.suppress(CloudError):  # it is tried again when the generation has ended
-            await self._functions.of(plan.memory_mb)
-        await self.request_plan(plan)
+    @property
+    def _has_run_out(self) -> str:
+        """What the job has run out of, in words: its budget, or the time to its deadline."""
+        return "" if self._steering is None else self._steering.run_out
 
     def give_up(self, failure: Failure) -> None:
         """End the job at once, as failed: what it runs on is gone for good."""
@@ -314,10 +280,10 @@ class TaskScheduler:
         supervisor = self._supervisor = self._supervise(number, plan, function)
         if self._stopping.is_set():
             return Ended(None, StepFlag.USER)
-        if self._run_out:
+        if self._has_run_out:
             return Ended(None, StepFlag(0))
-        if self._manager is not None:
-            self._manager.begin(plan, self._clock())
+        if self._steering is not None:
+            self._steering.begin(plan)
         if self._plans.wanted is not None:
             # It came while this generation was being drawn.
             await self._supervisor.stop(StepFlag.PLAN)
@@ -325,8 +291,8 @@ class TaskScheduler:
         self._slow.begin(lambda: supervisor.world_size)
         ended = await supervisor.run()
         self._supervisor = None
-        if self._manager is not None:
-            self._manager.end(self._clock())
+        if self._steering is not None:
+            self._steering.rest()
         self._feed.rest()
         if ended.failure is not None:
             self._feed.event("abort", generation=number, **ended.failure.to_dict())
@@ -373,8 +339,8 @@ class TaskScheduler:
             return outcome("completed", "training is complete")
         if state.stop_now:
             return outcome("stopped", AT_ONCE)
-        if self._run_out:
-            return outcome("stopped", self._run_out)
+        if self._has_run_out:
+            return outcome("stopped", self._has_run_out)
         if self._stopping.is_set() or ended.reasons & StepFlag.USER:
             return outcome("stopped", "stopped on request")
         if ended.reasons & StepFlag.PAUSE:
@@ -389,8 +355,8 @@ class TaskScheduler:
             )
         if failure is None:
             return None
-        if self._manager is not None and failure.kind in ("memory", "start"):
-            plan = self._manager.failed(failure.kind)
+        if self._steering is not None:
+            plan = self._steering.failed(failure.kind)
             if plan is not None:
                 self._plans.wanted = plan
                 self._feed.notice(f"{failure.message}; going back to {plan.workers} workers")

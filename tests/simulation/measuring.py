@@ -16,7 +16,7 @@ COVERED = [
     for path in (
         # Scheduler
         "control/task_scheduler", "control/supervisor", "control/roll_call", "control/retries",
-        "control/generation_view", "control/job",
+        "control/generation_view", "control/job", "control/kept_states", "control/steering",
         # Aggregation
         "aggregation/step", "aggregation/transfer", "aggregation/collective",
         "aggregation/notices", "aggregation/window", "aggregation/wire",
