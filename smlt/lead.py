@@ -124,17 +124,23 @@ class Lead:
             finally:
                 self._scheduler = None
                 watch.cancel()
-            if invocations.unreported:
-                await wait_for_reports(place.cloud, invocations)
-            progress.billed_gb_s, functions_usd = invocations.bill()
-            progress.cost_usd = feed.spent_usd(functions_usd)
-            progress.state = outcome.status
-            feed.event("end", status=outcome.status, message=outcome.message)
+            await self._close_account(place, invocations, feed, outcome)
         if outcome.failure is not None and outcome.failure.kind == "user":
             raise UserError(outcome.message)
         summary = await summarise(progress, outcome, objects, folder)
         folder.write_summary(summary)
         return summary
+
+    async def _close_account(
+        self, place: Place, invocations: Invocations, feed: ProgressFeed, outcome: Outcome
+    ) -> None:
+        """Take in the last of what functions have cost, and write down how the job ended."""
+        if invocations.unreported:
+            await wait_for_reports(place.cloud, invocations)
+        self.progress.billed_gb_s, functions_usd = invocations.bill()
+        self.progress.cost_usd = feed.spent_usd(functions_usd)
+        self.progress.state = outcome.status
+        feed.event("end", status=outcome.status, message=outcome.message)
 
     async def _swept(self, running: Awaitable[Outcome], store: ControlStore) -> Outcome:
         """Return how the job ended, with the parameter store free of it."""

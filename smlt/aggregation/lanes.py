@@ -123,12 +123,17 @@ class Lane:
             trials.took(way, reduction.phases.stop())
         finally:
             turn.done.set()
-        told = sorted(result.metas[0].metrics)
-        if told != [what]:
-            raise UserError(
-                f"ranks do different things at the same time ({' and '.join(told)}): all have to"
-                " call the same operations, with the same sizes, in the same order"
-            )
+        _check_alike(result, what)
+
+
+def _check_alike(result: StepResult, what: str) -> None:
+    """Raise unless all ranks have said the same of what they do."""
+    told = sorted(result.metas[0].metrics)
+    if told != [what]:
+        raise UserError(
+            f"ranks do different things at the same time ({' and '.join(told)}): all have to"
+            " call the same operations, with the same sizes, in the same order"
+        )
 
 
 async def _explained(run: Awaitable[StepResult], what: str) -> StepResult:

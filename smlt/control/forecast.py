@@ -100,22 +100,21 @@ def forecasts(
     steps_s = sum(count * (each.step_s + waits) for count, each in steps)
     least_s = sum(count * (each.low_s / doubt + waits) for count, each in steps)
     most_s = sum(count * (each.high_s * doubt + waits) for count, each in steps)
-    rows = []
-    for index, plan in enumerate(roomy):
+
+    def row(index: int, plan: ResourcePlan) -> Forecast:
         time_s, generations = _time(plan, steps_s[index], work, limits)
         usd = _cost(plan, time_s, generations, work, cost)
-        rows.append(
-            Forecast(
-                plan=plan,
-                step_s=float(steps[0][1].step_s[index] + waits[index]),
-                time_s=time_s,
-                least_s=_time(plan, least_s[index], work, limits)[0],
-                most_s=_time(plan, most_s[index], work, limits)[0],
-                cost_usd=usd,
-                meets_goals=goals.met_by(time_s, usd),
-            )
+        return Forecast(
+            plan=plan,
+            step_s=float(steps[0][1].step_s[index] + waits[index]),
+            time_s=time_s,
+            least_s=_time(plan, least_s[index], work, limits)[0],
+            most_s=_time(plan, most_s[index], work, limits)[0],
+            cost_usd=usd,
+            meets_goals=goals.met_by(time_s, usd),
         )
-    return _with_front(rows)
+
+    return _with_front([row(index, plan) for index, plan in enumerate(roomy)])
 
 
 def _with_memory(plans: Sequence[ResourcePlan], needed_mb: float) -> list[ResourcePlan]:

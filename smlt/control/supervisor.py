@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,22 +12,20 @@ import msgpack
 
 from smlt.control.functions import Function
 from smlt.control.generation_view import GenerationView
+from smlt.control.invocation_log import InvocationLog
 from smlt.control.invocations import Invocation, Invocations
 from smlt.control.lambda_client import LambdaService
 from smlt.control.progress_feed import ProgressFeed
 from smlt.control.roll_call import RollCall
-from smlt.errors import CloudError, SmltError, StoreError, StoreUnreachableError
+from smlt.errors import SmltError, StoreError, StoreUnreachableError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import ControlStore, Notice
 from smlt.messages.job import Limits
 from smlt.messages.worker import Failure, RankState, StepFlag, WorkerTask
 
-logger = logging.getLogger(__name__)
-
 _READ_S = 0.5
 _LOGS_S = 0.5
 _SETTLE_S = 3.0
-_SETTLE_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +58,6 @@ class Supervisor:
         self._world_size = world_size
         self._keys = GenerationKeys(first.job_id, first.generation)
         self._store = store
-        self._cloud = cloud
-        self._log = function.name
         self._invocations = invocations
         self._feed = feed
         self._limits = limits
@@ -78,6 +73,14 @@ class Supervisor:
             invocations=invocations,
             feed=feed,
             limits=limits,
+            clock=clock,
+        )
+        self._log = InvocationLog(
+            function.name,
+            first.generation,
+            self._view,
+            cloud=cloud,
+            invocations=invocations,
             clock=clock,
         )
         self._after = {self._keys.control: "0-0", self._keys.reports: "0-0"}
@@ -113,7 +116,7 @@ class Supervisor:
             # is full, or answers nonsense, has been asked only once.
             kind = "unreachable" if isinstance(error, StoreUnreachableError) else "store"
             return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
-        await self._settle(_SETTLE_S)
+        await self._log.settle(_SETTLE_S)
         self._show()
         failure, reasons = self._view.failure, self._view.reasons
         if failure is None and not reasons:
@@ -185,29 +188,8 @@ class Supervisor:
             raise error
         kind = "store" if isinstance(error, StoreError) else "cloud"
         if kind == "store":
-            await self._settle(self._limits.store_s + self._limits.save_s)
+            await self._log.settle(self._limits.store_s + self._limits.save_s)
         return Ended(Failure(kind=kind, message=str(error)), StepFlag(0))
-
-    async def _settle(self, limit_s: float) -> None:
-        """Wait until Lambda has reported the end of every invocation that it has begun.
-
-        The bill is then complete, and the environments are free, and warm, for the next
-        generation. An event that was lost never ends, and a rank that is replaced stays until
-        then.
-        """
-        give_up = self._clock() + limit_s
-        while self._clock() < give_up:
-            await self._read_logs()
-            sent = self._invocations.of(self._first.generation)
-            there = (i for i in sent if i.rank not in self._view.retired)
-            if all(invocation.ended or self._is_lost(invocation) for invocation in there):
-                break
-            await asyncio.sleep(_SETTLE_POLL_S)
-        self._invocations.presume_ended(self._first.generation, self._is_lost)
-
-    def _is_lost(self, invocation: Invocation) -> bool:
-        """Whether an event was never delivered, as far as anybody can tell."""
-        return not invocation.started and not self._view.is_rank(invocation)
 
     async def _start(self) -> None:
         """Invoke all ranks, wait for their claims, and fix the roster once."""
@@ -300,20 +282,10 @@ class Supervisor:
     async def _follow_logs(self) -> None:
         """Read the function's log; an invocation that is over without having left was killed."""
         while True:
-            await self._read_logs()
-            for invocation in self._invocations.of(self._first.generation):
-                if invocation.ended:
-                    await self._look_at_end(invocation)
+            await self._log.read()
+            for invocation in self._log.ended():
+                await self._look_at_end(invocation)
             await asyncio.sleep(_LOGS_S)
-
-    async def _read_logs(self) -> None:
-        try:
-            events = await self._cloud.log_events(self._log, self._invocations.since_ms())
-        except CloudError as error:
-            # The log only tells sooner what the leases tell for certain.
-            logger.info("%s", error)
-        else:
-            self._invocations.take(events)
 
     async def _look_at_end(self, invocation: Invocation) -> None:
         # A second delivery of one event ends well, and at once: that tells nothing.

@@ -11,7 +11,7 @@ from smlt.aggregation.collective import Collective
 from smlt.aggregation.gradient_buffer import GradientBuffer
 from smlt.aggregation.metric_sums import Metrics, added
 from smlt.aggregation.phases import APPLY, COMPUTE
-from smlt.aggregation.plan_trials import trials_of
+from smlt.aggregation.plan_trials import Way, trials_of
 from smlt.aggregation.shard_plan import ShardPlan
 from smlt.aggregation.step import AllReduce, StepResult
 from smlt.aggregation.wire import Wire
@@ -145,9 +145,6 @@ class Trainer:
         """Take one training step. State changes only when all means are in."""
         self._generation.state = "training"
         way = self._trials.way
-        if way.plan is not self._plan:
-            self._partition(way.plan)
-        self._wire.go_over(way.dtype, self._buffer.flat.size)
         metrics = self._trials.told()
         absent: frozenset[str] = frozenset()
 
@@ -156,18 +153,7 @@ class Trainer:
             last = shard == self._plan.shards - 1
             return Meta(self._buffer.presence(shard, absent), metrics if last else {})
 
-        self._buffer.begin()
-        reduction = self._collective.begin(
-            self.step,
-            self._plan,
-            self._buffer.flat,
-            weight=self._samples.count(slot),
-            flags=int(flags),
-            meta=meta,
-            wire=self._wire,
-            transfers=way.transfers,
-            trace=self._spec.trace,
-        )
+        reduction = self._begin(slot, flags, way, meta)
         phases = reduction.phases
         reducing = asyncio.create_task(reduction.run())
         try:
@@ -193,6 +179,26 @@ class Trainer:
         if self._trials.took(way, seconds):
             await self._reports.shards(slot.trained + 1, self._trials)
         return StepFlag(result.flags)
+
+    def _begin(
+        self, slot: Slot, flags: StepFlag, way: Way, meta: Callable[[int], Meta]
+    ) -> AllReduce:
+        """Begin to reduce an empty buffer, in a way of its own."""
+        if way.plan is not self._plan:
+            self._partition(way.plan)
+        self._wire.go_over(way.dtype, self._buffer.flat.size)
+        self._buffer.begin()
+        return self._collective.begin(
+            self.step,
+            self._plan,
+            self._buffer.flat,
+            weight=self._samples.count(slot),
+            flags=int(flags),
+            meta=meta,
+            wire=self._wire,
+            transfers=way.transfers,
+            trace=self._spec.trace,
+        )
 
     def _partition(self, plan: ShardPlan) -> None:
         self._plan = plan

@@ -17,6 +17,7 @@ COVERED = [
         # Scheduler
         "control/task_scheduler", "control/supervisor", "control/roll_call", "control/retries",
         "control/generation_view", "control/job", "control/kept_states", "control/steering",
+        "control/invocation_log",
         # Aggregation
         "aggregation/step", "aggregation/transfer", "aggregation/collective",
         "aggregation/notices", "aggregation/window", "aggregation/wire",
