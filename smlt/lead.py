@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smlt.control.bursts import REMOTE_POLL_S, WatchedFolder
-from smlt.control.data_mirror import DataMirror, is_remote
+from smlt.control.data_mirror import DataMirror
 from smlt.control.event_log import EventLog
 from smlt.control.functions import Functions
 from smlt.control.invocations import Invocations
@@ -221,7 +221,7 @@ def _more_data(
     source = folder.watched
     if source is None:
         return None
-    if is_remote(source):
+    if source.is_remote:
         mirror = DataMirror(source, folder.path.parents[1])
         watched = WatchedFolder(
             mirror.folder, objects, spec.data, refresh=mirror.refresh, poll_s=REMOTE_POLL_S

@@ -18,11 +18,6 @@ _PIECE = 32 << 20
 _COPIES = 4  # at a time
 
 
-def is_remote(data: str) -> bool:
-    """Whether that is a bucket's URL, and no folder."""
-    return data.startswith("s3://")
-
-
 class DataMirror:
     """A folder that holds, after each ``refresh``, what the objects under a URL hold."""
 

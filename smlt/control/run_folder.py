@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smlt.config.values import Source
 from smlt.control.progress import Progress, Summary
 
 MARKER = ".smlt-run-directory"
@@ -60,10 +61,10 @@ class RunFolder:
         self._replace(_RELEASE, release)
 
     @property
-    def watched(self) -> str | None:
+    def watched(self) -> Source | None:
         """The folder or URL whose data the job waits for; None if it waits for none."""
         try:
-            return (self.path / _WATCHED).read_text(encoding="utf-8")
+            return Source((self.path / _WATCHED).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 
