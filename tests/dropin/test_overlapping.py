@@ -10,11 +10,11 @@ import pytest
 
 from smlt.aggregation.group import Group
 from smlt.aggregation.overlapping import OverlappingReductions
-from smlt.aggregation.parcels import together
 from smlt.aggregation.session import Session
 from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.wire import Wire
 from smlt.io.stores import open_parameter_store
+from smlt.io.together import together
 
 RANKS = 3
 SIZES = (150_000, 100_000, 150_000, 1000)
@@ -44,7 +44,7 @@ async def take(reductions, rank, step):
     flats = [given(rank, step, index) for index in range(len(SIZES))]
     await together(
         [
-            reductions.reduce(flat, weight=1.0, what=f"sum of {flat.size}", wire=Wire())
+            reductions.reduce(flat, weight=1.0, what=f"sum of {flat.size}", wire=Wire())()
             for flat in flats
         ]
     )
