@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from smlt._core.replies import Reply
+from smlt.io.parameter_store import MAX_FRAME_BYTES
+from smlt.io.resp import Command
 from smlt.io.resp_connection import Connection
 
 
 class ConnectionPool:
     """At most ``size`` connections at once; who needs one more waits for one that is in use."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], size: int, *, silence_s: float
+    ) -> None:
         self._connect = connect
+        self._silence_s = silence_s
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
 
-    @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """Lend a connection; one that was lost meanwhile is dropped.
+    async def exchange(
+        self,
+        commands: Sequence[Command],
+        *,
+        into: memoryview | None = None,
+        max_bytes: int = MAX_FRAME_BYTES,
+    ) -> list[Reply]:
+        """Exchange on one of the connections; one that is lost by it is dropped.
 
         Raises:
-            OSError, ErrorReply: as ``connect``.
+            OSError, ErrorReply, RespError: as ``connect`` and ``Connection.exchange``.
         """
         async with self._slots:
             connection = await self._take()
             try:
-                yield connection
+                return await connection.exchange(
+                    commands, silence_s=self._silence_s, into=into, max_bytes=max_bytes
+                )
             finally:
                 if connection.usable:
                     # The last one used is the next: its buffers are warm, the rest may idle out.

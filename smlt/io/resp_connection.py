@@ -6,14 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from smlt._core.replies import Reply
+from smlt._core.reply_reader import ReplyReader
 from smlt.io.parameter_store import MAX_FRAME_BYTES, Buffer
-from smlt.io.resp import (
-    Command,
-    Reply,
-    ReplyReader,
-    RespError,
-    encode,
-)
+from smlt.io.resp import Command, encode
 
 
 class Link(Protocol):
@@ -28,13 +24,11 @@ class Connection:
     """One exchange at a time; after an error, or an exchange cut short, it is closed for good."""
 
     def __init__(self) -> None:
-        self.reader = ReplyReader(self._on_reply)
+        self.reader = ReplyReader()
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._replies: list[Reply] = []
-        self._wanted = 0
         self._progress = 0.0
         self._silence_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -46,7 +40,7 @@ class Connection:
     @property
     def waits(self) -> bool:
         """Whether replies are still to come."""
-        return self._wanted > 0 and self.usable
+        return self.reader.missing > 0 and self._failure is None
 
     async def exchange(
         self,
@@ -67,28 +61,39 @@ class Connection:
         """
         if self._failure is not None or self._link is None:
             raise self._failure or ConnectionError("there is no connection yet")
-        self._replies, self._wanted = [], len(commands)
-        self.reader.expect(into=into, max_bytes=max_bytes)
+        reader = self.reader
+        reader.expect(len(commands), into=into, max_bytes=max_bytes)
         self.progress()
         self._silence_s = silence_s
         if self._watch is None:
             self._watch = self._loop.call_later(silence_s, self._look)
         try:
             await self._link.send(encode(commands))
-            while self._wanted:
+            while reader.missing:
                 await self.wait()
         except BaseException as exc:
             self.lose(exc if isinstance(exc, Exception) else ConnectionError("cut short"))
             raise
-        return self._replies
+        return reader.replies
 
     def attach(self, link: Link) -> None:
-        """Use the link, which fills ``reader`` and calls ``progress``, ``wake`` and ``lose``."""
+        """Use the link: it fills the reader's buffer, and calls ``received`` and ``lose``."""
         self._link = link
 
     def progress(self) -> None:
         """Note that bytes have moved."""
         self._progress = self._loop.time()
+
+    def received(self, nbytes: int) -> None:
+        """Go on with bytes that were received into the reader's buffer.
+
+        Raises:
+            RespError: they are no replies, or none that was asked for.
+        """
+        self.progress()
+        self.reader.buffer_updated(nbytes)
+        if not self.reader.missing:
+            self.wake()
 
     async def wait(self) -> None:
         """Return at the next ``wake``, or raise why the connection was lost."""
@@ -116,18 +121,10 @@ class Connection:
     def close(self) -> None:
         self.lose(ConnectionError("the connection was closed"))
 
-    def _on_reply(self, reply: Reply) -> None:
-        self._replies.append(reply)
-        self._wanted -= 1
-        if self._wanted < 0:
-            self.lose(RespError("the server said something that was not asked for"))
-        elif not self._wanted:
-            self.wake()
-
     def _look(self) -> None:
         """Look after the exchange under way: one timer outlives many exchanges."""
         self._watch = None
-        if not self._wanted:
+        if not self.reader.missing:
             return
         left = self._progress + self._silence_s - self._loop.time()
         if left > 0:

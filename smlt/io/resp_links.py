@@ -12,9 +12,10 @@ import asyncio
 import socket
 from collections.abc import Sequence
 
+from smlt._core.replies import RespError
 from smlt.io.link_rate import LinkRate, TokenBucket
 from smlt.io.parameter_store import Buffer
-from smlt.io.resp import RespError, check
+from smlt.io.resp import check
 from smlt.io.resp_connection import Connection
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_socket import BUFFERS_PER_CALL, greeting, open_socket, unsent
@@ -51,8 +52,7 @@ class _SocketLink:
                     raise ConnectionResetError("the server closed the connection")
                 if down is not None:
                     down.spend(received)
-                connection.progress()
-                connection.reader.buffer_updated(received)
+                connection.received(received)
                 if not connection.waits:
                     return
         except BlockingIOError:
@@ -117,9 +117,8 @@ class _TlsLink(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._down is not None:
             self._receive_later(self._down, nbytes)
-        self._connection.progress()
         try:
-            self._connection.reader.buffer_updated(nbytes)
+            self._connection.received(nbytes)
         except RespError as exc:
             self._connection.lose(exc)
 

@@ -12,8 +12,10 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from smlt._core.replies import Reply
+from smlt._core.reply_reader import ReplyReader
 from smlt.io.parameter_store import Buffer
-from smlt.io.resp import Command, Reply, ReplyReader, check, encode
+from smlt.io.resp import Command, check, encode
 from smlt.io.server_address import ServerAddress
 from smlt.io.server_socket import BUFFERS_PER_CALL, greeting, open_socket, unsent
 from smlt.io.threads import Threads
@@ -103,8 +105,7 @@ class _BlockingConnection:
             sock.setsockopt(socket.SOL_SOCKET, option, limit)
         self._socket = sock
         self._silence_s = silence_s
-        self._replies: list[Reply] = []
-        self._reader = ReplyReader(lambda reply: self._replies.append(reply))
+        self._reader = ReplyReader()
 
     def exchange(
         self, commands: Sequence[Command], into: memoryview | None, max_bytes: int
@@ -113,15 +114,14 @@ class _BlockingConnection:
 
         The time limit is on silence: of one call, and at the most of two.
         """
-        self._replies = []
-        self._reader.expect(into=into, max_bytes=max_bytes)
+        self._reader.expect(len(commands), into=into, max_bytes=max_bytes)
         try:
             self._send(encode(commands))
-            while len(self._replies) < len(commands):
+            while self._reader.missing:
                 self._receive()
         except BlockingIOError as exc:
             raise TimeoutError(f"silent for {self._silence_s:g} s") from exc
-        return self._replies
+        return self._reader.replies
 
     def _send(self, buffers: Sequence[Buffer]) -> None:
         left = [memoryview(buffer) for buffer in buffers]

@@ -8,13 +8,13 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from smlt._core.replies import ErrorReply, OversizeError, RespError
 from smlt.errors import (
     ConfigError,
     StoreError,
     StoreFullError,
     StoreUnreachableError,
 )
-from smlt.io.resp import ErrorReply, OversizeError, RespError
 
 T = TypeVar("T")
 

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from smlt._core.replies import Reply, RespError
 from smlt.errors import FrameError, StoreLostError
 from smlt.io.connection_pool import ConnectionPool
 from smlt.io.object_store import pieces
 from smlt.io.parameter_store import CARRIED, MAX_FRAME_BYTES, Buffer, Notice, ParameterStore
-from smlt.io.resp import Argument, Command, Reply, RespError, check
+from smlt.io.resp import Argument, Command, check
 from smlt.io.resp_connection import Connection
 from smlt.io.resp_links import connect
 from smlt.io.resp_threads import LARGE_BYTES, FrameThreads
@@ -51,14 +52,14 @@ class ValkeyStore(ParameterStore):
         self._dial = dial
         self._patience = ServerPatience(address.masked, time_limit_s)
         self._silence_s = self._patience.silence_s
-        self._data = ConnectionPool(self._connect, connections)
+        self._data = ConnectionPool(self._connect, connections, silence_s=self._silence_s)
         self._large = (
             FrameThreads(address, size=connections, silence_s=self._silence_s)
             if threads and address.tls is None
             else None
         )
         # Blocking reads have connections of their own, or they would keep shards waiting.
-        self._readers = ConnectionPool(self._connect, READERS)
+        self._readers = ConnectionPool(self._connect, READERS, silence_s=self._silence_s)
         self._control = ControlClient(address, silence_s=self._silence_s)
         self._requests: Counter[str] = Counter()
 
@@ -211,17 +212,11 @@ class ValkeyStore(ParameterStore):
         nbytes: int = 0,
     ) -> list[Reply]:
         """Exchange commands that carry, or ask for, ``nbytes``."""
-        large = self._large if nbytes >= LARGE_BYTES else None
+        by = self._large if self._large is not None and nbytes >= LARGE_BYTES else pool
 
         async def attempt() -> list[Reply]:
             self._requests["reads" if pool is self._readers else "data"] += 1
-            if large is not None:
-                replies = await large.exchange(commands, into=into, max_bytes=max_bytes)
-            else:
-                async with pool.connection() as connection:
-                    replies = await connection.exchange(
-                        commands, silence_s=self._silence_s, into=into, max_bytes=max_bytes
-                    )
+            replies = await by.exchange(commands, into=into, max_bytes=max_bytes)
             check(replies)
             return replies
 
@@ -235,8 +230,7 @@ class ValkeyStore(ParameterStore):
             except ConnectionError:
                 # redis-py reports a wrong password or certificate as a broken connection; ours
                 # tell them apart.
-                async with self._data.connection() as connection:
-                    await connection.exchange([(b"PING",)], silence_s=self._silence_s)
+                await self._data.exchange([(b"PING",)])
                 raise
 
         return await self._patience.insist(attempt)

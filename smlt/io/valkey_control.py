@@ -11,7 +11,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from smlt.io.resp import ErrorReply, RespError
+from smlt._core.replies import ErrorReply, RespError
 from smlt.io.server_address import ServerAddress
 
 SCAN_COUNT = 1000

@@ -11,7 +11,7 @@ import itertools
 import random
 from dataclasses import dataclass
 
-from smlt.io.resp import RespError
+from smlt._core.replies import RespError
 from smlt.io.resp_connection import Connection
 from tests.simulation.loop import PROCESS
 
@@ -170,8 +170,7 @@ class _Link:
                 room = connection.reader.get_buffer()
                 size = min(len(room), len(view), _STEP_BYTES)
                 room[:size] = view[:size]
-                connection.progress()
-                connection.reader.buffer_updated(size)
+                connection.received(size)
                 view = view[size:]
         except RespError as exc:
             connection.lose(exc)
