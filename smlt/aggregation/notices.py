@@ -60,6 +60,18 @@ class _Seen(NamedTuple):
     before: str
 
 
+class _Waiter(NamedTuple):
+    """Somebody who waits for a shard, since when, and how long a silence he bears."""
+
+    woken: asyncio.Future[None]
+    since: float
+    limit_s: float
+
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
+
+
 class Notices:
     """The reader of one rank. ``run`` it as a task; after a failure every wait raises it."""
 
@@ -76,7 +88,8 @@ class Notices:
         self._after = dict.fromkeys((self._contributions, self._means, self._control), "0-0")
         self._on_control = on_control
         self._arrived: dict[Arrival, _Seen] = {}
-        self._waiters: dict[Arrival, asyncio.Future[None]] = {}
+        self._waiters: dict[Arrival, _Waiter] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._failure: SmltError | None = None
         self._failed = asyncio.Event()
         self._heard = 0.0
@@ -98,7 +111,7 @@ class Notices:
         self._failure = self._failure or error
         self._failed.set()
         for waiter in self._waiters.values():
-            _wake(waiter)
+            waiter.wake()
 
     @property
     def failure(self) -> SmltError | None:
@@ -133,28 +146,37 @@ class Notices:
         if arrival in self._arrived:
             return self._arrived[arrival].frame
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        waiter = self._waiters[arrival] = loop.create_future()
-        timer: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal timer
-            left_s = max(begun, self._heard) + limit_s - loop.time()
-            if left_s > 0:
-                timer = loop.call_later(left_s, look)
-            elif not waiter.done():
-                sentence = f"{arrival} did not come within {limit_s:g} s, in step {arrival.step}"
-                waiter.set_exception(RankMissingError(sentence))
-
-        timer = loop.call_later(limit_s, look)
+        waiter = _Waiter(loop.create_future(), loop.time(), limit_s)
+        self._waiters[arrival] = waiter
+        self._look_at(waiter.since + limit_s)
         try:
             with self._store.expecting(self._means if arrival.is_mean else self._contributions):
-                await waiter
+                await waiter.woken
         finally:
-            timer.cancel()
             del self._waiters[arrival]
         self.check()
         return self._arrived[arrival].frame
+
+    def _look_at(self, when: float) -> None:
+        """Look after the waiters then, or earlier: one timer outlives many waits."""
+        if self._watch is not None and self._watch.when() <= when:
+            return
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = asyncio.get_running_loop().call_at(when, self._look)
+
+    def _look(self) -> None:
+        """Tell those who have waited too long, and come again when the next might have."""
+        self._watch = None
+        now = asyncio.get_running_loop().time()
+        for arrival, waiter in self._waiters.items():
+            end = max(waiter.since, self._heard) + waiter.limit_s
+            if end > now:
+                self._look_at(end)
+            elif not waiter.woken.done():
+                words = f"{arrival} did not come within {waiter.limit_s:g} s"
+                error = RankMissingError(f"{words}, in step {arrival.step}")
+                waiter.woken.set_exception(error)
 
     async def again(self, arrival: Arrival) -> bytes | None:
         """Read once more from the store what a notice carried; None where it is gone."""
@@ -176,9 +198,4 @@ class Notices:
         self._arrived[arrival] = _Seen(notice.fields.get(CARRIED), notice.stream, before)
         self._heard = asyncio.get_running_loop().time()
         if arrival in self._waiters:
-            _wake(self._waiters[arrival])
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+            self._waiters[arrival].wake()

@@ -157,7 +157,9 @@ class AllReduce:
         rooms: dict[int, Room | None] = {}
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         starts = [partial(self._contribution, shard, rank, reducer) for rank in others]
-        async with aclosing(in_order(starts, _AHEAD)) as contributions:
+        # What comes with its notice is not fetched: there is nothing to do ahead.
+        ahead = 1 if self._carried else _AHEAD
+        async with aclosing(in_order(starts, ahead)) as contributions:
             async for rank, (header, freed), room in contributions:
                 headers[rank], rooms[rank] = header, room
                 self._transfer.give_back([rooms.pop(other, None) for other in freed])
