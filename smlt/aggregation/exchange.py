@@ -70,6 +70,7 @@ class Exchange:
         self._arrived: dict[str, None] = {}
         self._waiters: dict[str, asyncio.Future[str]] = {}
         self._outgoing: dict[str, _Outgoing] = {}
+        self._roots: dict[str, int] = {}
         self._room = asyncio.Event()
         self._transfers = asyncio.Semaphore(_TRANSFERS)
         self._errands: set[asyncio.Task[None]] = set()
@@ -109,13 +110,35 @@ class Exchange:
         await asyncio.gather(*self._errands, return_exceptions=True)
         self._errands.clear()
 
+    def agree_on_root(self, label: str, root: int) -> None:
+        """Take a rank for the only one that posts under a label, by this rank's word or another's.
+
+        Raises:
+            UserError: another was named before. Two roots wait for nothing from each other.
+        """
+        known = self._roots.setdefault(label, root)
+        if known != root:
+            raise UserError(
+                f"ranks do different things: one broadcast comes from rank {known} and from rank"
+                f" {root}; all have to name the same root"
+            )
+        if len(self._roots) > _OUTSTANDING:
+            del self._roots[next(iter(self._roots))]
+
     async def post(
-        self, label: str, data: Bytes, *, to: int | None, what: str, bounded: bool = True
+        self,
+        label: str,
+        data: Bytes,
+        *,
+        to: int | None,
+        what: str,
+        bounded: bool = True,
+        is_root: bool = False,
     ) -> asyncio.Future[None]:
         """Put a parcel for one rank, or for all; the future says that it has been fetched.
 
         ``what`` is the operation in words: readers compare it with their own. A bounded post waits
-        while too much of this rank's has not been fetched.
+        while too much of this rank's has not been fetched. Others learn that this rank ``is_root``.
         """
         key = self._keys.parcel(label, self.rank)
         if bounded:
@@ -132,6 +155,8 @@ class Exchange:
                 data.nbytes, partial(codec.encode, data, meta=what.encode())
             )
             fields = {"parcel": key.encode(), "rank": b"%d" % self.rank}
+            if is_root:
+                fields["root"] = label.encode()
             await self._put(key, pieces, stream, fields)
         return outgoing.fetched
 
@@ -261,6 +286,8 @@ class Exchange:
             self._fetched(fields["fetched"].decode(), rank)
         if "parcel" not in fields or rank == self.rank:
             return  # the board shows a rank its own parcels, too
+        if "root" in fields:
+            self.agree_on_root(fields["root"].decode(), rank)
         key = fields["parcel"].decode()
         waiter = self._waiters.pop(key, None)
         if waiter is None or waiter.done():

@@ -52,8 +52,13 @@ async def all_gather(
 
 
 async def broadcast(exchange: Exchange, label: str, data: Bytes, root: int, *, what: str) -> None:
-    """Send the root's bytes into everybody's."""
+    """Send the root's bytes into everybody's.
+
+    Raises:
+        UserError: other ranks name another root.
+    """
+    exchange.agree_on_root(label, root)
     if exchange.rank == root:
-        await exchange.post(label, data, to=None, what=what)
+        await exchange.post(label, data, to=None, what=what, is_root=True)
     else:
         await exchange.fetch([(label, root)], data, what=what)

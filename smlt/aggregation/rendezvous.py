@@ -21,7 +21,14 @@ import msgpack
 from smlt import errors
 from smlt.aggregation.session_settings import SESSION_S, SessionLimits, SessionSpec
 from smlt.aggregation.standing import Seat, Sign, Standing
-from smlt.errors import AbortedError, ConfigError, RankMissingError, SmltError, StoreLostError
+from smlt.errors import (
+    AbortedError,
+    ConfigError,
+    RankMissingError,
+    SmltError,
+    StoreError,
+    StoreLostError,
+)
 from smlt.io.keys import GenerationKeys, SessionKeys
 from smlt.io.parameter_store import ParameterStore, written_by_us
 
@@ -86,10 +93,14 @@ class Rendezvous:
 
     async def _try(self, session: int) -> tuple[Seat | None, bool]:
         """Take the seat if it is to be had; else say whether the session is over."""
-        generation, spec = await self._found(session)
-        keys = GenerationKeys(self.keys.job_id, generation)
+        found = await self._found(session)
         if await self.ending(session) is not None:
             return None, True
+        if found is None:
+            await self._record_end(session, AbortedError("its settings were damaged on their way"))
+            return None, True
+        generation, spec = found
+        keys = GenerationKeys(self.keys.job_id, generation)
         standing = await self.standing(keys, spec.world_size)
         if standing.verdict:
             await self.end(session, keys, AbortedError(f"{standing.verdict}, and a new run began"))
@@ -113,8 +124,11 @@ class Rendezvous:
         await self.end(session, keys, AbortedError("nobody could take a seat in it"))
         return None, True
 
-    async def _found(self, session: int) -> tuple[int, SessionSpec]:
-        """Return generation and settings of the session, ours if nobody came before."""
+    async def _found(self, session: int) -> tuple[int, SessionSpec] | None:
+        """Return generation and settings of the session, ours if nobody came before.
+
+        None where no rank has written what stands there, though it was read twice.
+        """
         [stands] = await self._store.values([self.keys.founding(session)])
         if stands is None:
             # 62 bits: numbers may begin anew once a job is forgotten, generations never meet.
@@ -130,7 +144,11 @@ class Rendezvous:
                 await self._clear(session - 1)
             else:
                 await self._store.discard([marker])
-        return _founding(stands)
+        found = _founding(stands)
+        if found is None:
+            [stands] = await self._store.values([self.keys.founding(session)])
+            found = _founding(stands or b"")
+        return found
 
     async def _claim(self, session: int, keys: GenerationKeys) -> Seat | None:
         # The lease comes first, under a name of its own: a claim without one would look dead.
@@ -158,8 +176,10 @@ class Rendezvous:
         formed, *claims = await self._store.values(
             [keys.roster, *(keys.claim(rank) for rank in range(world_size))]
         )
-        with written_by_us("a claim"):
-            nonces = {rank: c.decode() for rank, c in enumerate(claims) if c is not None}
+        # A damaged claim is a dead one: it has no lease.
+        nonces = {
+            rank: c.decode(errors="replace") for rank, c in enumerate(claims) if c is not None
+        }
         leases = [self.keys.lease(keys.generation, nonce) for nonce in nonces.values()]
         signs = await self._store.values(leases) if leases else []
         standing = Standing(formed is not None)
@@ -174,14 +194,17 @@ class Rendezvous:
 
     async def end(self, session: int, keys: GenerationKeys, error: SmltError) -> SmltError:
         """End the session for everybody; return the reason that stands, ours or an earlier."""
-        stands = await self._store.first(
-            self.keys.end(session), pack_error(error), guard=self.keys.marker, ttl_s=SESSION_S
-        )
+        stands = await self._record_end(session, error)
         with contextlib.suppress(StoreLostError):  # swept: nobody is there to be told
             await self._store.announce(
                 keys.control, {"event": b"end", "error": stands}, guard=keys.marker
             )
         return unpack_error(stands)
+
+    async def _record_end(self, session: int, error: SmltError) -> bytes:
+        return await self._store.first(
+            self.keys.end(session), pack_error(error), guard=self.keys.marker, ttl_s=SESSION_S
+        )
 
     async def forget(self, session: int, keys: GenerationKeys) -> None:
         """Remove what a session that is over has left behind."""
@@ -193,9 +216,9 @@ class Rendezvous:
 
     async def _clear(self, session: int) -> None:
         [founding] = await self._store.values([self.keys.founding(session)])
-        if founding is not None:
-            generation, _ = _founding(founding)
-            await self.forget(session, GenerationKeys(self.keys.job_id, generation))
+        found = None if founding is None else _founding(founding)
+        if found is not None:
+            await self.forget(session, GenerationKeys(self.keys.job_id, found[0]))
 
     def _is_deserted(self, session: int) -> bool:
         """Whether nobody has come to a session for so long that nobody will.
@@ -228,10 +251,14 @@ def _sizes_given(*, tries: bool) -> str:
     return "without shard_mb or aggregators" if tries else "with shard_mb or aggregators"
 
 
-def _founding(data: bytes) -> tuple[int, SessionSpec]:
-    with written_by_us("settings"):
-        record: dict[str, Any] = msgpack.unpackb(data)
-        generation, spec = int(record["generation"]), dict(record["spec"])
+def _founding(data: bytes) -> tuple[int, SessionSpec] | None:
+    """Read a session's first record; None: no rank has written that."""
+    try:
+        with written_by_us("settings"):
+            record: dict[str, Any] = msgpack.unpackb(data)
+            generation, spec = int(record["generation"]), dict(record["spec"])
+    except StoreError:
+        return None
     try:
         return generation, SessionSpec(**spec)
     except TypeError as exc:
@@ -246,7 +273,10 @@ def pack_error(error: SmltError) -> bytes:
 
 def unpack_error(data: bytes) -> SmltError:
     """Return an error of the same class as the one that was packed, on whatever rank."""
-    with written_by_us("an error"):
-        name, text = map(str, msgpack.unpackb(data))
+    try:
+        with written_by_us("an error"):
+            name, text = map(str, msgpack.unpackb(data))
+    except StoreError as error:
+        return AbortedError(f"the session was ended, and why is not known: {error}")
     kind = getattr(errors, name, AbortedError)
     return kind(text) if isinstance(kind, type) and issubclass(kind, SmltError) else SmltError(text)

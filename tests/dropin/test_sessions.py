@@ -293,6 +293,17 @@ def test_different_collectives_are_told_apart(ranks, url):
         assert "all have to call the same operations" in str(error)
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_different_roots_are_told_apart(ranks, url, world_size):
+    def act(aggregator, rank):
+        aggregator.broadcast(np.full(3, float(rank)), root=rank % 2)
+        aggregator.all_gather(np.zeros(3))
+
+    for error in ranks.run(world_size, act, url):
+        assert isinstance(error, UserError)
+        assert "all have to name the same root" in str(error)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
