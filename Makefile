@@ -32,7 +32,7 @@ check: $(VENV)/.smlt-compiled
 	$(BIN)/cython-lint --no-pycodestyle smlt/_core
 	$(BIN)/cfn-lint deploy/*.yaml
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
-		smlt._core.shard_reduce smlt._core.codec
+		smlt._core.shard_reduce smlt._core.codec smlt._core.reply_reader
 
 test: $(VENV)/.smlt-compiled
 	$(PYTEST) -m "not slow" $(TOGETHER)

@@ -1,7 +1,10 @@
 """Received bytes into replies; large values are received where they shall lie."""
 
+from typing_extensions import disjoint_base
+
 from smlt._core.replies import Reply
 
+@disjoint_base
 class ReplyReader:
     @property
     def replies(self) -> list[Reply]: ...

@@ -46,7 +46,7 @@ cdef class ReplyReader:
     cdef object bulk, into
     cdef Py_ssize_t bulk_bytes, filled
 
-    def __init__(self):
+    def __cinit__(self):
         self.text = bytearray(SCRATCH)
         self.scratch = memoryview(self.text)  # holds the bytearray to its size
         self.raw = PyByteArray_AS_STRING(self.text)

@@ -23,7 +23,7 @@ from smlt.io.frame import Dtype
 # No name of a user's metric begins so.
 _TOOK = "\0took"
 # A larger one costs fewer messages, where links are faster than processors.
-_OTHER_BYTES = (8 << 20, 1 << 20, 512 << 10)
+_OTHER_BYTES = (16 << 20, 8 << 20, 1 << 20, 512 << 10)
 # So much gradient may do better with one owner: a message for each rank, and one back.
 _ONE_OWNER_BYTES = 1 << 20
 TRANSFERS = 4
