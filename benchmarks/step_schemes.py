@@ -7,18 +7,19 @@ paper     the scheme of the SMLT paper, by redis-py: pickle, SET and GET one aft
 lambdaml  all to one through one key (LambdaML's AllReduce): a leader fetches every gradient whole
 gloo      torch.distributed's all_reduce on the same ranks, which may talk to each other
 relay     the limit: the bytes of smlt's step through a third process on raw sockets
+store     the same bytes, in the same shards, through the same server, and nothing else
 floor     the round trips of smlt's step of one shard, on raw sockets to the same server
 """
 
 import asyncio
 import os
 import pickle
-import socket
 from functools import partial
 
 import numpy as np
 import redis
 
+from benchmarks.step_floor import Floor, Store
 from benchmarks.step_relay import LIMIT_S, PIECE, connected, exchange, relayed
 from smlt.aggregation.collective import Collective
 from smlt.aggregation.notices import Notices
@@ -195,64 +196,6 @@ class Relay:
         exchange(self._socket, self._source, self._target, *self._bytes)
 
 
-class Floor:
-    """SET with a notice, wait for notices, GET: nothing else, and no Python between the bytes."""
-
-    def __init__(self, options, rank, flat) -> None:
-        address = ServerAddress.parse(options.url)
-        self._socket = socket.socket(socket.AF_INET if options.tcp else socket.AF_UNIX)
-        self._socket.connect((address.host, address.port) if options.tcp else address.path)
-        if options.tcp:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._replies = self._socket.makefile("rb")
-        self._rank, self._ranks, self._flat = rank, options.ranks, flat
-        self._after = {"floor:in": "0-0", "floor:out": "0-0"}
-
-    def step(self) -> None:
-        if self._rank:
-            self._put(f"floor:{self._rank}", "floor:in")
-            self._wait("floor:out", 1)
-            self._flat[:] = np.frombuffer(self._call("GET", "floor:mean"), np.float32)
-            return
-        self._wait("floor:in", self._ranks - 1)
-        for rank in range(1, self._ranks):
-            self._flat += np.frombuffer(self._call("GET", f"floor:{rank}"), np.float32)
-        self._flat /= self._ranks
-        self._put("floor:mean", "floor:out")
-
-    def _put(self, key, stream):
-        data = memoryview(self._flat).cast("B")
-        self._socket.sendall(_command("SET", key, data) + _command("XADD", stream, "*", "k", key))
-        self._reply(), self._reply()
-
-    def _wait(self, stream, count):
-        while count:
-            [(_, notices)] = self._call(
-                "XREAD", "BLOCK", "60000", "STREAMS", stream, self._after[stream]
-            )
-            self._after[stream] = notices[-1][0]
-            count -= len(notices)
-
-    def _call(self, *words):
-        self._socket.sendall(_command(*words))
-        return self._reply()
-
-    def _reply(self):
-        line = self._replies.readline().rstrip()
-        kind, rest = line[:1], line[1:]
-        if kind == b"$":
-            data = self._replies.read(int(rest))
-            self._replies.read(2)
-            return data
-        return [self._reply() for _ in range(int(rest))] if kind == b"*" else rest
-
-
-def _command(*words):
-    raw = [word.encode() if isinstance(word, str) else word for word in words]
-    parts = [b"$%d\r\n%b\r\n" % (len(word), word) for word in raw]
-    return b"*%d\r\n" % len(parts) + b"".join(parts)
-
-
 SCHEMES = {
     "smlt": Smlt,
     "bf16": partial(Smlt, wire="bf16"),
@@ -260,5 +203,6 @@ SCHEMES = {
     "lambdaml": LambdaMl,
     "gloo": Gloo,
     "relay": Relay,
+    "store": Store,
     "floor": Floor,
 }
