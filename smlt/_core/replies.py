@@ -11,7 +11,7 @@ Reply = Union[bytes, memoryview, int, None, "ErrorReply", list["Reply"]]
 
 SCRATCH_BYTES = 64 << 10
 SMALL_BYTES = 16 << 10
-"""Bulk strings up to this size come as bytes; larger ones are received in place, as a view."""
+"""Larger bulk strings are received where they will lie, without passing the scratch buffer."""
 MAX_DEPTH = 8
 MAX_ELEMENTS = 1 << 20
 MAX_DIGITS = 20

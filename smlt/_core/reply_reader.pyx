@@ -4,10 +4,10 @@ An event loop's time for a small step is, for a fifth, the time in which replies
 compiled. It does no input itself.
 """
 
-import numpy as np
-
+from cpython.buffer cimport PyBUF_WRITE
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.string cimport memchr, memcpy, memmove
 
 from smlt._core import replies as words
@@ -43,7 +43,10 @@ cdef class ReplyReader:
     cdef Py_ssize_t start, end, allowed
     cdef list arrays
     cdef Py_ssize_t counts[DEPTH]
-    cdef object bulk, into
+    cdef object into
+    cdef object bulk
+    """A view of the large value that is being received, and the value that it is of."""
+    cdef object value
     cdef Py_ssize_t bulk_bytes, filled
 
     def __cinit__(self):
@@ -56,10 +59,11 @@ cdef class ReplyReader:
         self.expect(0, max_bytes=0)
 
     def expect(self, Py_ssize_t count, *, Py_ssize_t max_bytes, into=None):
-        """Read so many replies of ``max_bytes`` in all; the next large value goes to ``into``.
+        """Read so many replies of ``max_bytes`` in all.
 
         Args:
-            into: writable contiguous bytes, used if the value fits.
+            into: writable contiguous bytes, for the next large value if it fits. The reply is then
+                a read-only view of them; otherwise bulk strings are bytes.
         """
         self.replies = []
         self.missing = count
@@ -144,10 +148,12 @@ cdef class ReplyReader:
         self.allow(length)
         if self.into is not None and length <= self.into.nbytes:
             self.bulk = self.into.cast("B")[:length]
+            self.value = self.bulk.toreadonly()
             self.into = None
         else:
-            # Not a bytearray: that would be cleared first, page by page.
-            self.bulk = np.empty(length, np.uint8).data
+            # Nobody has seen these bytes yet, so they may still change.
+            self.value = PyBytes_FromStringAndSize(NULL, length)
+            self.bulk = PyMemoryView_FromMemory(PyBytes_AS_STRING(self.value), length, PyBUF_WRITE)
         self.bulk_bytes = length
         self.filled = min(length, self.end - self.start)
         cdef unsigned char[::1] target = self.bulk
@@ -161,8 +167,8 @@ cdef class ReplyReader:
         if self.raw[self.start] != c"\r" or self.raw[self.start + 1] != c"\n":
             raise words.unended()
         self.start += 2
-        value, self.bulk = self.bulk, None
-        self.emit(value.toreadonly())
+        value, self.value, self.bulk = self.value, None, None
+        self.emit(value)
         return True
 
     cdef int begin_array(self, long long count) except -1:

@@ -8,7 +8,8 @@ may come twice: the second one changes nothing. That of a small shard carries it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from smlt.errors import FrameError, RankMissingError, SmltError
@@ -91,7 +92,7 @@ class Notices:
         self._waiters: dict[Arrival, _Waiter] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._failure: SmltError | None = None
-        self._failed = asyncio.Event()
+        self._scopes: list[asyncio.Timeout] = []
         self._heard = 0.0
 
     async def run(self) -> None:
@@ -109,7 +110,8 @@ class Notices:
     def fail(self, error: SmltError) -> None:
         """Make every present and future wait raise this error; the first one stands."""
         self._failure = self._failure or error
-        self._failed.set()
+        for scope in self._scopes:
+            scope.reschedule(0.0)
         for waiter in self._waiters.values():
             waiter.wake()
 
@@ -123,10 +125,20 @@ class Notices:
         if self._failure is not None:
             raise self._failure
 
-    async def failed(self) -> None:
-        """Wait for the failure and raise it."""
-        await self._failed.wait()
+    @asynccontextmanager
+    async def unless_failed(self) -> AsyncIterator[None]:
+        """End what is done inside at once when there is a failure, and raise that."""
         self.check()
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._scopes.append(scope)
+                try:
+                    yield
+                finally:
+                    self._scopes.remove(scope)
+        except TimeoutError:
+            self.check()
+            raise
 
     @property
     def waiting_for(self) -> str:

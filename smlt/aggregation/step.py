@@ -26,6 +26,7 @@ from smlt.aggregation.window import in_order
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import FrameError
 from smlt.io import frame
+from smlt.io.together import together
 
 # Shards that an owner reduces at once, and contributions to one of them fetched ahead: together
 # they bound the memory of an owner. The store buffers the rest.
@@ -98,16 +99,9 @@ class AllReduce:
             RankMissingError, StoreError, FrameError: why the generation must be aborted.
             AbortedError: it has been.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                # An abort also ends what waits for no notice: backward, or a store that hangs.
-                watching = group.create_task(self._transfer.notices.failed())
-                for part in [group.create_task(part) for part in self._parts()]:
-                    await part
-                watching.cancel()
-        except ExceptionGroup as errors:
-            # One cause ends the step; the others are its echoes.
-            raise _first(errors) from None
+        # An abort also ends what waits for no notice: backward, or a store that hangs.
+        async with self._transfer.notices.unless_failed():
+            await together(self._parts())
         self._wire.is_whole = True
         self._transfer.notices.forget(self._step)
         return self._result
@@ -249,16 +243,12 @@ class AllReduce:
         self._settled.set()
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error of a group whose members may be groups themselves."""
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
 def _merged(metas: Sequence[frame.Meta], shard: int) -> frame.Meta:
     """Combine what the ranks said of one shard: present anywhere is present, metrics add up."""
     if len({len(meta.present) for meta in metas}) != 1:
         raise FrameError(f"the ranks do not agree on the tensors in shard {shard}")
-    bits = [np.frombuffer(meta.present, np.uint8) for meta in metas]
-    metrics = added([meta.metrics for meta in metas])
-    return frame.Meta(np.bitwise_or.reduce(bits).tobytes(), metrics)
+    present = metas[0].present
+    if any(meta.present != present for meta in metas):
+        bits = [np.frombuffer(meta.present, np.uint8) for meta in metas]
+        present = np.bitwise_or.reduce(bits).tobytes()
+    return frame.Meta(present, added([meta.metrics for meta in metas]))

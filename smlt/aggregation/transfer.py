@@ -23,7 +23,7 @@ from smlt.io.threads import Threads
 
 # Below this size a hop to another thread costs more than the work. Above, hops cost CPU time
 # (a sixth at 4 MB) but keep the event loop moving frames: steps took 0.7 of the time.
-_OFFLOAD_BYTES = 256 << 10
+_OFFLOAD_BYTES = 512 << 10
 _PATIENCE_FOR_MEANS = 1.25
 # Presence bits and metrics are far smaller; a frame with more gets memory of its own.
 _USUAL_META_BYTES = 8 << 10

@@ -11,6 +11,9 @@ T = TypeVar("T")
 
 async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run the calls together; the first failure cancels the others and is raised as it is."""
+    calls = list(calls)
+    if len(calls) == 1:
+        return [await calls[0]]
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(call) for call in calls]

@@ -265,14 +265,20 @@ def _marker(replies: Sequence[Reply]) -> Reply:
     return results[0]
 
 
+def _text(item: Any) -> bytes:
+    if not isinstance(item, bytes):
+        raise TypeError("a field that is no text")
+    return item
+
+
 def _notices(reply: Any) -> list[Notice]:
     notices = []
     try:
         for stream, entries in reply or ():
             for entry, flat in entries:
-                names = [bytes(name).decode() for name in flat[::2]]
-                fields = dict(zip(names, map(bytes, flat[1::2]), strict=True))
-                notices.append(Notice(bytes(stream).decode(), bytes(entry).decode(), fields))
-    except (TypeError, ValueError) as exc:
+                names = [name.decode() for name in flat[::2]]
+                fields = dict(zip(names, map(_text, flat[1::2]), strict=True))
+                notices.append(Notice(stream.decode(), entry.decode(), fields))
+    except (AttributeError, TypeError, ValueError) as exc:
         raise RespError(f"XREAD was answered with {reply!r:.50}") from exc
     return notices

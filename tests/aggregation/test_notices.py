@@ -141,15 +141,42 @@ def test_what_has_been_waited_for_longest_is_told():
 
 def test_a_failure_wakes_every_wait_and_the_first_one_stands():
     async def body(reader):
+        async def work():
+            async with reader.notices.unless_failed():
+                await asyncio.Event().wait()
+
         waits = [asyncio.create_task(reader.wait(Arrival(0, shard, 1))) for shard in range(5)]
+        waits.append(asyncio.create_task(work()))
         await asyncio.sleep(0)
         reader.notices.fail(AbortedError("the first"))
         reader.notices.fail(AbortedError("the second"))
-        for wait in [*waits, reader.wait(Arrival(3, 0, 1, True)), reader.notices.failed()]:
+        for wait in [*waits, reader.wait(Arrival(3, 0, 1, True)), work()]:
             with pytest.raises(AbortedError, match="the first"):
                 await wait
         with pytest.raises(AbortedError, match="the first"):
             reader.notices.check()
+
+    run(body, memory_store())
+
+
+def test_work_that_nothing_ends_is_cancelled_as_ever():
+    async def body(reader):
+        async def work():
+            async with reader.notices.unless_failed():
+                await asyncio.Event().wait()
+
+        working = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+        async def late():
+            async with reader.notices.unless_failed():
+                raise TimeoutError("its own")
+
+        with pytest.raises(TimeoutError, match="its own"):
+            await late()
 
     run(body, memory_store())
 

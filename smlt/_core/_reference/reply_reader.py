@@ -26,6 +26,7 @@ class ReplyReader:
         self._start = self._end = 0
         self._arrays: list[tuple[list[Reply], int]] = []
         self._bulk: memoryview | None = None
+        self._is_lent = False
         self._filled = 0
         self.expect(0, max_bytes=0)
 
@@ -103,9 +104,11 @@ class ReplyReader:
         self._allow(length)
         if self._into is not None and length <= self._into.nbytes:
             self._bulk = self._into.cast("B")[:length]
+            self._is_lent = True
             self._into = None
         else:
             self._bulk = np.empty(length, np.uint8).data
+            self._is_lent = False
         self._filled = min(length, self._end - self._start)
         self._bulk[: self._filled] = self._scratch[self._start : self._start + self._filled]
         self._start += self._filled
@@ -117,7 +120,7 @@ class ReplyReader:
             raise words.unended()
         self._start += 2
         self._bulk = None
-        self._emit(bulk.toreadonly())
+        self._emit(bulk.toreadonly() if self._is_lent else bytes(bulk))
         return True
 
     def _begin_array(self, count: int) -> None:
