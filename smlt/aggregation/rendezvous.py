@@ -21,14 +21,7 @@ import msgpack
 from smlt import errors
 from smlt.aggregation.session_settings import SESSION_S, SessionLimits, SessionSpec
 from smlt.aggregation.standing import Seat, Sign, Standing
-from smlt.errors import (
-    AbortedError,
-    ConfigError,
-    RankMissingError,
-    SmltError,
-    StoreError,
-    StoreLostError,
-)
+from smlt.errors import AbortedError, ConfigError, RankMissingError, SmltError, StoreLostError
 from smlt.io.keys import GenerationKeys, SessionKeys
 from smlt.io.parameter_store import ParameterStore, written_by_us
 
@@ -254,10 +247,9 @@ def _sizes_given(*, tries: bool) -> str:
 def _founding(data: bytes) -> tuple[int, SessionSpec] | None:
     """Read a session's first record; None: no rank has written that."""
     try:
-        with written_by_us("settings"):
-            record: dict[str, Any] = msgpack.unpackb(data)
-            generation, spec = int(record["generation"]), dict(record["spec"])
-    except StoreError:
+        record: dict[str, Any] = msgpack.unpackb(data)
+        generation, spec = int(record["generation"]), dict(record["spec"])
+    except (KeyError, TypeError, ValueError):
         return None
     try:
         return generation, SessionSpec(**spec)
@@ -274,9 +266,8 @@ def pack_error(error: SmltError) -> bytes:
 def unpack_error(data: bytes) -> SmltError:
     """Return an error of the same class as the one that was packed, on whatever rank."""
     try:
-        with written_by_us("an error"):
-            name, text = map(str, msgpack.unpackb(data))
-    except StoreError as error:
-        return AbortedError(f"the session was ended, and why is not known: {error}")
+        name, text = map(str, msgpack.unpackb(data))
+    except (TypeError, ValueError):
+        return AbortedError("the session was ended, and why is not known: the record was damaged")
     kind = getattr(errors, name, AbortedError)
     return kind(text) if isinstance(kind, type) and issubclass(kind, SmltError) else SmltError(text)
