@@ -20,7 +20,7 @@ HIDDEN = ("spans", "phases", "ranks", "MB", "pairs", "commit")
 ORDER = [
     "bench_large", "bench_small", "bench_link", "bench_overlap", "bench_memory", "bench_scaling",
 ]  # fmt: skip
-PHASES_OF = "bench_large[gloo-relay-4-100-unix]"
+PHASES_OF = "bench_large[gloo-relay-store-4-100-unix]"
 REASONS = Path(__file__).parent / "step_reasons.md"
 """Why what misses its target does, as measured; written by hand."""
 # The most that each figure is to be.

@@ -35,6 +35,8 @@ class Ending:
         self._objects = objects
         self._parent = parent
         self._rank = roster.ranks.index(generation.task.rank)
+        self.stands_for = {self._rank}
+        """The ranks whose parts this one has written: its own, and those of the dead."""
 
     async def save(self, writer: CheckpointWriter, step: int, info: Mapping[str, Any]) -> Manifest:
         """Return the manifest, of this step or a later one, that is committed.
@@ -60,6 +62,7 @@ class Ending:
             if missing and await self._is_lowest(step, patient_until):
                 for part in missing:
                     await writer.write_part(part)
+                self.stands_for.update(missing)
                 missing = []
             if not missing:
                 await writer.commit(parent=self._parent.position, info=info)

@@ -210,9 +210,12 @@ def test_worker_killed_in_every_phase(place, digest, phase, state):
 
 
 @pytest.mark.slow
-def test_worker_killed_as_it_saves(place, digest):
-    fault = Fault(place, PHASES + "Saves", waiting=1)
-    fault.kill(fault.gate.waiting())
+@pytest.mark.parametrize(("which", "rank"), [("First", 0), ("Last", 1)])
+def test_worker_killed_as_it_saves(place, digest, which, rank):
+    fault = Fault(place, PHASES + which + "Saves", waiting=1)
+    [there] = fault.gate.waiting()
+    assert fault.rank_that_is("saving", there) == rank
+    fault.kill([there])
     # The survivor writes the part of the dead: the checkpoint is whole, and the job complete.
     fault.check_end(digest, generations=1)
 

@@ -62,13 +62,23 @@ class Applies(Waits):
         super().apply(mean, present)
 
 
-class Saves(Waits):
-    """Waits where its state is collected for a checkpoint, at the end of the job."""
+class LastSaves(Waits):
+    """The last rank waits where its state is collected for a checkpoint, at the end of the job."""
+
+    waits_as_last = True
+
+    def gradients(self, samples, into, ready):
+        self.is_last = samples[-1][0] >= LAST_RANKS
+        return super().gradients(samples, into, ready)
 
     def state(self):
-        if self.steps == 24:
+        if self.steps == 24 and self.is_last == self.waits_as_last:
             self.wait_once()
         return super().state()
+
+
+class FirstSaves(LastSaves):
+    waits_as_last = False
 
 
 class Checkpoints(Waits):
