@@ -61,6 +61,9 @@ def bench_large(benchmark, peers, ranks, megabytes, tcp):
     steps = run(benchmark, options)
     ours = steps["smlt"]
     counted = [name for name in peers if name != "relay"]  # a process of its own takes part in that
+    limits = {}
+    if "store" in steps:
+        limits["store / gloo"] = ratio(seconds(steps["store"]), seconds(steps["gloo"]))
     typical = min(ours, key=lambda step: abs(step.seconds - np.median(seconds(ours))))
     record(
         benchmark,
@@ -68,6 +71,7 @@ def bench_large(benchmark, peers, ranks, megabytes, tcp):
         steps,
         **{f"time / {name}": ratio(seconds(ours), seconds(steps[name])) for name in schemes[1:]},
         **{f"CPU / {name}": ratio(cpu(ours), cpu(steps[name])) for name in counted},
+        **limits,
         spans=typical.told[0]["spans"],
         phases=typical.told[0]["phases"],
     )
