@@ -8,6 +8,7 @@ brought what plain NumPy brings, however it was disturbed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,6 +20,7 @@ from smlt.aggregation.session import Session
 from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.wire import Wire
 from smlt.errors import SmltError
+from smlt.io.keys import SessionKeys
 from tests.simulation.cloud import open_store
 from tests.simulation.loop import Hang, Process, SimulatedLoop
 from tests.simulation.network import Latency, Network, connect_stream
@@ -27,12 +29,15 @@ from tests.simulation.troubles import Troubles
 from tests.simulation.valkey_server import ValkeyServer
 from tests.simulation.world import Result
 
+JOB = "walk"
 LIMITS = SessionLimits(step_s=6.0, lease_s=3.0, heartbeat_s=0.5, store_s=3.0)
 FAULTS = ("kill", "kill", "kill", "kill_all", "freeze", "cut", "partition", *sorted(SERVERS))
 AGAIN_S = (0.0, 0.5, 4.0)
 """How soon after a failure all are started again."""
 MISHAPS = ("late", "absent", "lags", "leaves early", "raises", "other settings", "twice")
 """What one rank of the first run does that a rank should not."""
+RECORDS = (("founding",), ("founding", "end"))
+GARBAGE = b"\x93\x01\x02\x03"
 LATE_S = 3.0
 LAG_S = LIMITS.step_s + 2.0
 LARGE = 40_000
@@ -56,6 +61,8 @@ class DropinPlan:
     faults: tuple[tuple[float, str, int], ...]
     mishap: str
     """Of the first run's last rank; empty for none."""
+    damaged: tuple[str, ...]
+    """Records of a session before, which no rank has written: none of them costs a run."""
 
     @property
     def harms(self) -> set[str]:
@@ -89,6 +96,7 @@ class DropinPlan:
             latency=rng.choice([Latency(), Latency(high=0.02), Latency(tail_share=0.01, tail=0.4)]),
             faults=tuple(sorted(faults)),
             mishap=rng.choice(MISHAPS) if rng.random() < 0.2 else "",
+            damaged=rng.choice(RECORDS) if rng.random() < 0.1 else (),
         )
 
 
@@ -147,6 +155,8 @@ class DropinWorld:
         troubles = Troubles(self)
         for when, kind, number in self.plan.faults:
             self.outside(when, troubles.strike, kind, number)
+        if self.plan.damaged:
+            await Process(self.loop, "before").spawn(self._damage())
         rng = random.Random(f"again/{self.plan.seed}")
         for number in count(1):
             if await self._all_ranks(number):
@@ -194,9 +204,20 @@ class DropinWorld:
             self.violated(f"{task.process.name} raised {error!r}")
         return False
 
+    async def _damage(self) -> None:
+        keys = SessionKeys(JOB)
+        with contextlib.suppress(SmltError):
+            async with open_store(self, self._url, time_limit_s=LIMITS.store_s) as store:
+                for name in self.plan.damaged:
+                    await store.renew(getattr(keys, name)(1), GARBAGE, ttl_s=REST_S)
+
+    @property
+    def _url(self) -> str:
+        return ",".join(f"redis://{server.process.name}:6379/0" for server in self.servers)
+
     def _session(self, store, rank: int, spec: SessionSpec) -> Session:
         clock, draw = self.loop.time, self._rng.getrandbits
-        return Session(store, "walk", rank, spec, LIMITS, clock=clock, draw=draw)
+        return Session(store, JOB, rank, spec, LIMITS, clock=clock, draw=draw)
 
     async def _life(self, rank: int, mishap: str) -> None:
         if mishap == "absent":
@@ -206,10 +227,9 @@ class DropinWorld:
         spec = self.plan.spec
         if mishap == "other settings":
             spec = replace(spec, shard_bytes=spec.shard_bytes * 2)
-        url = ",".join(f"redis://{server.process.name}:6379/0" for server in self.servers)
         plan = self.plan
         async with (
-            open_store(self, url, time_limit_s=LIMITS.store_s) as store,
+            open_store(self, self._url, time_limit_s=LIMITS.store_s) as store,
             self._session(store, rank, spec) as session,
         ):
             await session.formed()
