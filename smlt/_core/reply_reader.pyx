@@ -1,7 +1,7 @@
 """Received bytes into replies; large values are received where they shall lie.
 
-An event loop's time for a small step is, for a fifth, the time in which replies are read: hence
-compiled. It does no input itself.
+Compiled, because reading replies was a large part of a small step's time (decision 0063). It does
+no input itself.
 """
 
 from cpython.buffer cimport PyBUF_WRITE
@@ -27,9 +27,8 @@ assert words.MAX_DEPTH == DEPTH
 cdef class ReplyReader:
     """Turns received bytes into replies.
 
-    ``get_buffer`` says where the next bytes go, ``buffer_updated`` that they have come: what
-    both a socket's ``recv_into`` and asyncio's buffered protocols need. After an error the
-    reader is of no more use, nor is the connection.
+    ``get_buffer`` says where the next bytes go, ``buffer_updated`` that they have come. After an
+    error the reader is of no more use, nor is the connection.
     """
 
     cdef readonly list replies
@@ -75,7 +74,7 @@ cdef class ReplyReader:
         """Whether all of the buffer will come: it is what a large value lacks."""
         return self.bulk is not None and self.filled < self.bulk_bytes
 
-    def get_buffer(self, Py_ssize_t sizehint=-1):
+    def get_buffer(self):
         """Return where to receive into; never empty."""
         if self.bulk is not None and self.filled < self.bulk_bytes:
             return self.bulk[self.filled:]

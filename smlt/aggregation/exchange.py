@@ -8,41 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smlt._core import codec
-from smlt.aggregation.transfer import Offload
+from smlt.aggregation.outbox import OUTSTANDING, Outbox
+from smlt.aggregation.transfer import Offload, where_it_pays
 from smlt.errors import FrameError, RankMissingError, SmltError, StoreFullError, UserError
 from smlt.io.keys import GenerationKeys
 from smlt.io.parameter_store import Notice, ParameterStore, written_by_us
+from smlt.io.resp_threads import LARGE_BYTES
 
 Bytes = NDArray[np.uint8]
-T = TypeVar("T")
 
 _READ_S = 1.0
-# What a rank may have in the store before the others have fetched some of it.
-_OUTSTANDING_BYTES = 256 << 20
-_OUTSTANDING = 1000
 # Readers lag by what all ranks have outstanding, and what they say of it.
-_STREAM_LENGTH = 4 * _OUTSTANDING
+_STREAM_LENGTH = 4 * OUTSTANDING
 _TRANSFERS = 4
-# Below this size a hop to another thread costs more than the work.
-_OFFLOAD_BYTES = 256 << 10
 # What an operation is, in words.
 _MAX_WHAT_BYTES = 1 << 10
-
-
-@dataclass(slots=True)
-class _Outgoing:
-    nbytes: int
-    readers: set[int]
-    fetched: asyncio.Future[None]
 
 
 class Exchange:
@@ -65,13 +53,12 @@ class Exchange:
         self._keys = keys
         self._ttl_s = ttl_s
         self._limit_s = limit_s
-        self._beside = offload
+        self._offload = offload
         self._after = {keys.inbox(rank): "0-0", keys.board: "0-0"}
         self._arrived: dict[str, None] = {}
         self._waiters: dict[str, asyncio.Future[str]] = {}
-        self._outgoing: dict[str, _Outgoing] = {}
+        self._outbox = Outbox()
         self._roots: dict[str, int] = {}
-        self._room = asyncio.Event()
         self._transfers = asyncio.Semaphore(_TRANSFERS)
         self._errands: set[asyncio.Task[None]] = set()
         self._failure: SmltError | None = None
@@ -91,15 +78,11 @@ class Exchange:
     def fail(self, error: SmltError) -> None:
         """Make every present and future wait raise this error; the first one stands."""
         self._failure = self._failure or error
-        futures: list[asyncio.Future[Any]] = [
-            *self._waiters.values(),
-            *(o.fetched for o in self._outgoing.values()),
-        ]
-        for future in futures:
-            if not future.done():
-                future.set_exception(self._failure)
-                future.exception()  # a parcel that nobody waits for is no cause of a warning
-        self._room.set()
+        for waiter in self._waiters.values():
+            if not waiter.done():
+                waiter.set_exception(self._failure)
+                waiter.exception()  # whoever waited may be gone: no cause of a warning
+        self._outbox.fail(self._failure)
 
     async def close(self) -> None:
         """Have what is under way in the background end: others may wait to hear of it."""
@@ -122,7 +105,7 @@ class Exchange:
                 f"ranks do different things: one broadcast comes from rank {known} and from rank"
                 f" {root}; all have to name the same root"
             )
-        if len(self._roots) > _OUTSTANDING:
+        if len(self._roots) > OUTSTANDING:
             del self._roots[next(iter(self._roots))]
 
     async def post(
@@ -145,20 +128,17 @@ class Exchange:
             await self._wait_for_room()
         readers = set(range(self.world_size)) - {self.rank} if to is None else {to}
         stream = self._keys.board if to is None else self._keys.inbox(to)
-        outgoing = _Outgoing(data.nbytes, readers, asyncio.get_running_loop().create_future())
-        if not readers:
-            outgoing.fetched.set_result(None)
-            return outgoing.fetched
-        self._outgoing[key] = outgoing
+        fetched = self._outbox.add(key, data.nbytes, readers)
+        if fetched.done():
+            return fetched
         async with self._transfers:
-            pieces = await self._offload(
-                data.nbytes, partial(codec.encode, data, meta=what.encode())
-            )
+            encode = partial(codec.encode, data, meta=what.encode())
+            pieces = await where_it_pays(self._offload, data.nbytes, encode)
             fields = {"parcel": key.encode(), "rank": b"%d" % self.rank}
             if is_root:
                 fields["root"] = label.encode()
             await self._put(key, pieces, stream, fields)
-        return outgoing.fetched
+        return fetched
 
     async def send(self, label: str, data: Bytes, to: int) -> None:
         """Put a parcel for one rank, and return when it has fetched it.
@@ -197,7 +177,8 @@ class Exchange:
                     f"{key} was announced and is gone: the parameter store evicts or expires keys"
                     " (it needs maxmemory-policy noeviction)"
                 )
-            await self._offload(data.nbytes, partial(_decode, data, out, what, source))
+            decode = partial(_decode, data, out, what, source)
+            await where_it_pays(self._offload, data.nbytes, decode)
         self._errand(self._say_fetched(key, source))
         return index
 
@@ -208,12 +189,6 @@ class Exchange:
             for stream in self._after:
                 streams.enter_context(self._store.expecting(stream))
             yield
-
-    async def _offload(self, nbytes: int, call: Callable[[], T]) -> T:
-        if nbytes < _OFFLOAD_BYTES:
-            return call()
-        result: T = await self._beside(call)
-        return result
 
     async def _say_fetched(self, key: str, source: int) -> None:
         fields = {"fetched": key.encode(), "rank": b"%d" % self.rank}
@@ -236,23 +211,12 @@ class Exchange:
         try:
             with self.expecting():
                 async with asyncio.timeout(self._limit_s):
-                    while not self._has_room():
-                        self._room.clear()
-                        await self._room.wait()
+                    await self._outbox.has_room()
         except TimeoutError:
-            key, slowest = next(iter(self._outgoing.items()))
+            key, slowest = self._outbox.oldest
             raise RankMissingError(
-                f"rank {min(slowest.readers)} has not fetched {key} within {self._limit_s:g} s"
+                f"rank {slowest} has not fetched {key} within {self._limit_s:g} s"
             ) from None
-
-    def _has_room(self) -> bool:
-        if self._failure is not None:
-            raise self._failure
-        waiting = self._outgoing.values()
-        return (
-            len(waiting) < _OUTSTANDING
-            and sum(outgoing.nbytes for outgoing in waiting) < _OUTSTANDING_BYTES
-        )
 
     async def _announced(
         self, keys: Sequence[str], labels: Sequence[tuple[str, int]], what: str
@@ -283,7 +247,9 @@ class Exchange:
         fields = notice.fields
         rank = int(fields["rank"])
         if "fetched" in fields:
-            self._fetched(fields["fetched"].decode(), rank)
+            key = fields["fetched"].decode()
+            if self._outbox.fetched(key, rank):
+                self._errand(self._store.discard([key]))
         if "parcel" not in fields or rank == self.rank:
             return  # the board shows a rank its own parcels, too
         if "root" in fields:
@@ -294,19 +260,6 @@ class Exchange:
             self._arrived[key] = None
         else:
             waiter.set_result(key)
-
-    def _fetched(self, key: str, reader: int) -> None:
-        outgoing = self._outgoing.get(key)
-        if outgoing is None:
-            return  # the notice came twice
-        outgoing.readers.discard(reader)
-        if outgoing.readers:
-            return
-        del self._outgoing[key]
-        self._room.set()
-        if not outgoing.fetched.done():
-            outgoing.fetched.set_result(None)
-        self._errand(self._store.discard([key]))
 
     def _errand(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._done(work))
@@ -336,6 +289,6 @@ def _decode(data: memoryview, out: Bytes, what: str, source: int) -> None:
 
 def _room(nbytes: int) -> memoryview | None:
     """Return memory for a large parcel, so that a thread can receive it in place."""
-    if nbytes < _OFFLOAD_BYTES:
+    if nbytes < LARGE_BYTES:
         return None
     return np.empty(codec.frame_bound(nbytes, _MAX_WHAT_BYTES), np.uint8).data

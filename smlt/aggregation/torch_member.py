@@ -93,7 +93,7 @@ class Member(distributed.ProcessGroup):
         async def run() -> None:
             error: BaseException | None = None
             try:
-                await (calls[0]() if len(calls) == 1 else together(call() for call in calls))
+                await together(call() for call in calls)
                 for each in back:
                     each.copy_back()
             except asyncio.CancelledError as cancelled:

@@ -35,6 +35,16 @@ Offload = Callable[..., Awaitable[Any]]
 """Run a function on another thread, and return or raise when it has ended, not before."""
 
 
+async def where_it_pays(
+    offload: Offload, nbytes: int, function: Callable[..., Result], *args: Any
+) -> Result:
+    """Run a function in a thread if it works on much memory; it has ended when this has."""
+    if nbytes < _OFFLOAD_BYTES:
+        return function(*args)
+    result: Result = await offload(function, *args)
+    return result
+
+
 def shard_threads() -> Threads:
     """Return threads whose ``run`` is a ``Membership.offload``; close them in the end."""
     return Threads(4, "smlt-shards")
@@ -171,11 +181,8 @@ class Transfer:
         self._spare += [room for room in rooms if room is not None]
 
     async def offload(self, nbytes: int, function: Callable[..., Result], *args: Any) -> Result:
-        """Run a function in a thread if it works on much memory; it has ended when this has."""
-        if nbytes < _OFFLOAD_BYTES:
-            return function(*args)
-        result: Result = await self.members.offload(function, *args)
-        return result
+        """Run a function where it pays, by the threads of this rank."""
+        return await where_it_pays(self.members.offload, nbytes, function, *args)
 
     def key(self, arrival: Arrival) -> str:
         keys = self.members.keys

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,6 @@ from smlt.io.state_digest import StateLayout, combined_digest, leaf_digests
 from smlt.io.tensor import Tensor, as_tensor
 from smlt.io.together import together
 from smlt.messages.job import Position
-
-T = TypeVar("T")
 
 READS_AT_ONCE = 8
 

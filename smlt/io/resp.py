@@ -1,4 +1,4 @@
-"""Commands as the Redis serialisation protocol, version 2, has them; replies as they are read.
+"""Commands to a Redis or Valkey server as bytes, and the errors among its replies.
 
 Source: the RESP specification (redis.io/docs/latest/develop/reference/protocol-spec).
 """

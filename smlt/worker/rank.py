@@ -164,7 +164,7 @@ class Rank:
         diverged = self._failure is not None and self._failure.kind == "diverged"
         if loaded is None or trainer is None or not trainer.is_whole or diverged:
             return
-        manifest, ranks = loaded.parent, {self._rank}
+        manifest, saved_for = loaded.parent, {self._rank}
         if trainer.step != loaded.step:
             if self._generation.aborted is None or self._generation.aborted.kind != "stop":
                 limit_s = self._generation.limits.ending_s
@@ -177,9 +177,9 @@ class Rank:
             await self._save_owed(held, loaded.wire.owed if loaded.wire.is_whole else None)
             ending = Ending(self._generation, self._roster, self._objects, loaded.parent)
             manifest = await ending.save(writer, held.step, loaded.info(held.step))
-            ranks = ending.stands_for
+            saved_for = ending.stands_for
         # Who has saved for the first rank, which died, is the one to save the model as well.
-        if reasons & StepFlag.TARGET and 0 in ranks:
+        if reasons & StepFlag.TARGET and 0 in saved_for:
             await self._save_weights(loaded, JobObjects(self._task.job_id).model)
         # A model that grew, and took no step since, is not the parent's any more.
         is_parents = manifest is loaded.parent

@@ -23,8 +23,8 @@ COVERED = [
         "aggregation/notices", "aggregation/window", "aggregation/wire",
         # The drop-in
         "aggregation/session", "aggregation/standing", "aggregation/heartbeat",
-        "aggregation/rendezvous", "aggregation/exchange", "aggregation/parcels",
-        "aggregation/group",
+        "aggregation/rendezvous", "aggregation/exchange", "aggregation/outbox",
+        "aggregation/parcels", "aggregation/group",
         # A rank
         "worker/invocation", "worker/rank", "worker/generation", "worker/loading", "worker/trainer",
         "worker/step_reports", "worker/divergence_watch",
@@ -32,7 +32,7 @@ COVERED = [
         # Checkpoints
         "io/checkpoint", "io/checkpoint_part", "io/manifest",
         # Clients of the stores
-        "io/valkey", "io/valkey_control", "io/server_group", "io/server_errors",
+        "io/valkey", "io/valkey_control", "io/server_group", "io/server_errors", "io/together",
         "io/connection_pool", "io/resp_connection", "io/patient_objects",
     )
 ]  # fmt: skip

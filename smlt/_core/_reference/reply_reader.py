@@ -42,7 +42,7 @@ class ReplyReader:
         """Whether all of the buffer will come: it is what a large value lacks."""
         return self._bulk is not None and self._filled < self._bulk.nbytes
 
-    def get_buffer(self, sizehint: int = -1) -> memoryview:
+    def get_buffer(self) -> memoryview:
         """Return where to receive into; never empty."""
         if self._bulk is not None and self._filled < self._bulk.nbytes:
             return self._bulk[self._filled :]
