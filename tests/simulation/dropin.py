@@ -12,9 +12,11 @@ import contextlib
 import random
 from dataclasses import dataclass, replace
 from itertools import count
+from unittest.mock import patch
 
 import numpy as np
 
+from smlt.aggregation import outbox
 from smlt.aggregation.group import Group, as_bytes
 from smlt.aggregation.session import Session
 from smlt.aggregation.session_settings import SessionLimits, SessionSpec
@@ -63,6 +65,8 @@ class DropinPlan:
     """Of the first run's last rank; empty for none."""
     damaged: tuple[str, ...]
     """Records of a session before, which no rank has written: none of them costs a run."""
+    outstanding: int
+    """Parcels of one rank that others may have yet to fetch."""
 
     @property
     def harms(self) -> set[str]:
@@ -97,6 +101,7 @@ class DropinPlan:
             faults=tuple(sorted(faults)),
             mishap=rng.choice(MISHAPS) if rng.random() < 0.2 else "",
             damaged=rng.choice(RECORDS) if rng.random() < 0.1 else (),
+            outstanding=rng.choice([1, 3, outbox.OUTSTANDING]),
         )
 
 
@@ -143,7 +148,8 @@ class DropinWorld:
         asyncio.set_event_loop(None)
         runs = 0
         try:
-            runs = self.loop.run_until_complete(self.loop.create_task(self._play()))
+            with patch.object(outbox, "OUTSTANDING", self.plan.outstanding):
+                runs = self.loop.run_until_complete(self.loop.create_task(self._play()))
         except Hang as error:
             self.violated(f"{error}; {self.loop.who_waits()}")
         finally:
