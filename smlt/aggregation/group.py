@@ -25,6 +25,7 @@ from smlt.aggregation.session import Session
 from smlt.aggregation.transfer import Membership, shard_threads
 from smlt.aggregation.wire import LOSSLESS, Wire
 from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
+from smlt.io.threads import Threads
 
 T = TypeVar("T")
 Operation = Callable[[], Coroutine[Any, Any, None]]
@@ -50,6 +51,7 @@ class Group:
         rank: int | None = None,
         world_size: int | None = None,
         limit_s: float | None = None,
+        threads: Callable[[], Threads] = shard_threads,
     ) -> None:
         spec = session.spec
         self.session = session
@@ -57,7 +59,7 @@ class Group:
         self.world_size = spec.world_size if world_size is None else world_size
         self._name = name
         self._limit_s = session.limits.step_s if limit_s is None else limit_s
-        self._threads = shard_threads()
+        self._threads = threads()
         self._lanes: list[Lane] = []
         self._agreements = itertools.count()
         self._operations = itertools.count()

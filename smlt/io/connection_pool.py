@@ -21,7 +21,8 @@ class ConnectionPool:
         self._silence_s = silence_s
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        # No set, whose order would differ from run to run: simulated ones must be the same.
+        self._open: dict[Connection, None] = {}
 
     async def exchange(
         self,
@@ -46,16 +47,16 @@ class ConnectionPool:
                     # The last one used is the next: its buffers are warm, the rest may idle out.
                     self._idle.append(connection)
                 else:
-                    self._open.discard(connection)
+                    self._open.pop(connection, None)
 
     async def _take(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-            self._open.discard(connection)
+            self._open.pop(connection, None)
         connection = await self._connect()
-        self._open.add(connection)
+        self._open[connection] = None
         return connection
 
     def close(self) -> None:

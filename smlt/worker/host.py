@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smlt.aggregation.transfer import shard_threads
 from smlt.io.parameter_store import ParameterStore
+from smlt.io.threads import Threads
 from smlt.worker.warm import WarmMemory
 from smlt.worker.watchdog import Watchdog
 
@@ -36,3 +38,5 @@ class Host:
     clock: Callable[[], float] = time.monotonic
     nonce: Callable[[], str] = secrets.token_hex
     """A word that no other invocation has."""
+    threads: Callable[[], Threads] = shard_threads
+    """What takes long with a shard is done by them; made for an invocation, which closes them."""

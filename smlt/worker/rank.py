@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt.aggregation.collective import Collective
-from smlt.aggregation.transfer import Membership, Offload, shard_threads
+from smlt.aggregation.transfer import Membership, Offload
 from smlt.errors import AbortedError, SmltError, StoreError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
@@ -80,7 +80,7 @@ class Rank:
         loaded = self._loaded = await loader.load()
         # When the state is safe, since a record that does not come may take its time.
         at_the_end.push_async_callback(asyncio.to_thread, loaded.samples.close)
-        threads = shard_threads()
+        threads = self._host.threads()
         at_the_end.callback(threads.close)
         async with self._saving(loaded) as saving:
             trainer = self._trainer = self._trainer_of(loaded, saving, threads.run)

@@ -71,6 +71,7 @@ class Environment(Process):
             memory=self.memory,
             clock=world.loop.time,
             nonce=lambda: f"{world.rng.getrandbits(64):x}",
+            threads=world.loop.threads,
         )
         invocation = Invocation(
             WorkerTask.from_dict(payload),

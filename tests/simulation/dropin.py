@@ -42,7 +42,7 @@ RECORDS = (("founding",), ("founding", "end"))
 GARBAGE = b"\x93\x01\x02\x03"
 LATE_S = 3.0
 LAG_S = LIMITS.step_s + 2.0
-LARGE = 40_000
+LARGE = 600_000
 """Elements of an array that is not exchanged as a whole."""
 
 
@@ -239,7 +239,7 @@ class DropinWorld:
             self._session(store, rank, spec) as session,
         ):
             await session.formed()
-            async with Group(session) as group:
+            async with Group(session, threads=self.loop.threads) as group:
                 rounds = _Rounds(self, group, plan)
                 for number in range(plan.rounds):
                     if number == plan.rounds // 2:

@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import itertools
 import random
+import threading
 from collections import deque
 
 PROCESS = contextvars.ContextVar("process", default=None)
@@ -185,6 +186,24 @@ class _JumpingSelector:
         pass
 
 
+class SimulatedThreads:
+    """Plays ``smlt.io.threads.Threads``."""
+
+    def __init__(self, loop) -> None:
+        self._loop = loop
+
+    async def run(self, function, *args, cut=None):
+        ended = self._loop.run_in_executor(None, function, *args)
+        try:
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            await asyncio.wait([ended])
+            raise
+
+    def close(self) -> None:
+        pass
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """One process of the operating system plays a cloud; the same seed plays it the same way."""
 
@@ -282,6 +301,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
         self.call_later(self._rng.uniform(0, 0.002), finish)
         return future
+
+    def threads(self) -> SimulatedThreads:
+        return SimulatedThreads(self)
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        if self._thread_id not in (None, threading.get_ident()):
+            self.on_error(f"{callback!r} comes from a thread: nobody could play that again")
+        return super().call_soon_threadsafe(callback, *args, context=context)
 
     async def create_connection(self, factory, host=None, port=None, **_):
         return await self.connector(factory, host, port)

@@ -38,7 +38,7 @@ COVERED = [
 ]  # fmt: skip
 APART = {
     "new_job_id", "this_client",  # name a real host
-    "read_range", "put_file", "local_path",  # of threads, files and disks
+    "read_range", "put_file", "local_path", "shard_threads",  # of threads, files and disks
     "url", "__aenter__", "__aexit__",
 }  # fmt: skip
 """Functions that cannot run in the simulation, or say nothing: no part of what is measured."""

@@ -28,7 +28,7 @@ GONE = 0.03
 """Share of those whose cloud ends for good: the embedded one may be killed."""
 TRYING = 0.15
 """Share of those whose first steps try a wire of 16 bits, and of those that try other plans."""
-LARGE = 80_000
+LARGE = 150_000
 """Elements of a gradient that is worked on in threads."""
 DATA, START = "data/manifest.json", "weights/start.safetensors"
 """Keys of what a user has put into the object store."""

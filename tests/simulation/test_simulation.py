@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from smlt.aggregation.group import Group
+from smlt.aggregation.transfer import shard_threads
 from smlt.control.task_scheduler import TaskScheduler
 from smlt.messages.job import EXACT, ResourcePlan
 from smlt.messages.worker import StepFlag
@@ -18,12 +19,15 @@ from smlt.worker.rank import Rank
 from tests.simulation import dropin
 from tests.simulation.clients import DrawnManager
 from tests.simulation.cloud import Environment
+from tests.simulation.loop import SimulatedLoop
 from tests.simulation.network import Latency
-from tests.simulation.plan import Plan
+from tests.simulation.plan import LARGE, Plan
 from tests.simulation.world import World, play
 
 EVENTFUL = 21
 """A seed in which much goes wrong."""
+LARGE_ROUND = 21
+"""A seed whose drop-in job sums up a large array."""
 
 
 @pytest.fixture(autouse=True)
@@ -316,6 +320,17 @@ def test_callback_that_raises_is_a_violation():
     world.clients.leader.call_later(0.5, lambda: 1 / 0)
     [violation] = world.run().violations
     assert "ZeroDivisionError" in violation
+
+
+@pytest.mark.parametrize("kind", ["launched", "drop-in"])
+def test_thread_is_a_violation(monkeypatch, kind):
+    monkeypatch.setattr(SimulatedLoop, "threads", lambda loop: shard_threads())
+    if kind == "launched":
+        violations = World(quiet(epochs=1, size=LARGE, shard_bytes=1 << 20)).run().violations
+    else:
+        calm = replace(dropin.DropinPlan.draw(LARGE_ROUND), faults=())
+        violations = dropin.DropinWorld(calm).run().violations
+    assert any("comes from a thread" in violation for violation in violations)
 
 
 @pytest.mark.slow
