@@ -20,7 +20,7 @@ _TLS_OPTIONS = (
 )
 # plaintext=true is for who sets up a job on AWS: that there is no TLS is meant.
 _OPTIONS = ("db", "username", "password", "password_from", "cluster", "plaintext", *_TLS_OPTIONS)
-_BETWEEN_SERVERS = re.compile(r",(?=(?:rediss?|unix)://)")
+_BETWEEN_SERVERS = re.compile(r",(?=\w+://)")
 
 
 def server_urls(url: str) -> list[str]:
@@ -88,6 +88,8 @@ class ServerAddress:
         shown = re.sub(r"//[^@/]*@|(?<=password=)[^&]*", "***", url)
         try:
             parts = urlsplit(url)
+            if "," in parts.netloc.rpartition("@")[2]:
+                raise ValueError("write several servers in full, as redis://a,redis://b")
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True))
             port = parts.port or 6379
         except ValueError as exc:

@@ -56,6 +56,13 @@ def test_the_last_server_s_options_are_those_of_all_that_have_none():
     assert server_urls("redis://a,redis://b") == ["redis://a", "redis://b"]
 
 
+def test_one_wrong_server_among_several_is_named():
+    with pytest.raises(ConfigError, match=r"^http://b is no server URL"):
+        open_parameter_store("redis://a,http://b", time_limit_s=1)
+    with pytest.raises(ConfigError, match="write several servers in full"):
+        open_parameter_store("redis://a,,redis://b", time_limit_s=1)
+
+
 def test_defaults_are_those_of_redis():
     address = ServerAddress.parse("redis://host")
     assert (address.port, address.db, address.username, address.password) == (6379, 0, "", "")
@@ -87,6 +94,8 @@ def test_tls_options_are_those_of_redis_py():
         "unix://user:secret@host/path",
         "unix://user:secret@",
         "http://user:secret@host",
+        "redis://user:secret@host:1,other:2/0",
+        "redis://user:secret@host,",
     ],
 )
 def test_a_wrong_address_is_refused_without_showing_the_password(url):
