@@ -26,7 +26,10 @@ TRAFFIC = {
 
 PREAMBLE = """# What the kernels reach
 
-What a whole step reaches beside its peers: [STEP.md](STEP.md).
+What a whole step reaches beside its peers: [STEP.md](STEP.md), of which these charts are.
+
+![A step on a limited link, by number of ranks](step_scaling.png)
+![When the first of four ranks moved what in a step of 100 MB](step_phases.png)
 
 Made by `make bench`; do not edit. Every figure is a median over interleaved rounds: in each round
 ours and all its peers run one after the other, so that the ratios hold on a machine that others
