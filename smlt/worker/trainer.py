@@ -30,6 +30,8 @@ from smlt.worker.step_reports import LOSS, StepReports, means
 from smlt.worker.target import Target
 from smlt.worker.task import Contribution, Task
 
+_OF_APPLYING = 1 << 21  # apart from the seeds of virtual workers, and of growth
+
 
 class NumbersError(SmltError):
     """A rank's loss is not finite; going on would only spread it."""
@@ -171,7 +173,7 @@ class Trainer:
         present = self._buffer.present([meta.present for meta in result.metas])
         self.is_whole = False
         with phases.during(APPLY):
-            await self._compute(self._task.apply, self._buffer.views, present)
+            await self._compute(self._apply, present)
         self.is_whole = True
         seconds = phases.stop()
         batch_size = self._samples.batch_size(slot.epoch)
@@ -234,6 +236,11 @@ class Trainer:
 
         found: tuple[frozenset[str], Metrics] = await self._compute(work)
         return found
+
+    def _apply(self, present: frozenset[str]) -> None:
+        # What an optimizer draws is the same on every rank, whatever its samples have drawn.
+        self._task.seed_generators(derive_seed(self._spec.seed, self.step, _OF_APPLYING))
+        self._task.apply(self._buffer.views, present)
 
     async def _compare(self, slot: Slot, result: StepResult) -> None:
         """Raise, on every rank alike, if their states were not equal."""

@@ -32,6 +32,15 @@ def test_two_runs_with_one_seed_give_one_digest(place):
     assert first.summary["job_id"] != second.summary["job_id"]
 
 
+def test_noise_of_an_optimizer_is_the_same_on_any_number_of_ranks(place):
+    options = ("--steps", "8", "--determinism", "exact", "--json", "--quiet")
+    one, two = (
+        place.train(SMALL.replace("Regression", "Langevin"), "--workers", workers, *options)
+        for workers in ("1", "2")
+    )
+    assert one.check(0).summary["weights_digest"] == two.check(0).summary["weights_digest"]
+
+
 def test_every_rank_tells_where_its_time_went(place):
     options = ("--workers", "2", "--steps", "5", "--shard-mb", "0.0004", "--param", "width=1000")
     ended = place.train(SMALL, *options, "--trace", "--json").check(0)

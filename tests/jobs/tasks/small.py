@@ -1,6 +1,7 @@
 """Linear regression in NumPy that trains in a moment, and goes wrong in every way asked for."""
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -144,6 +145,14 @@ class Worsens(Regression):
 
     def apply(self, mean, present):
         super().apply({name: -gradient for name, gradient in mean.items()}, present)
+
+
+class Langevin(Regression):
+    """Adds noise to its weights in every step, from the global generator."""
+
+    def apply(self, mean, present):
+        super().apply(mean, present)
+        self.parameters["weight"] += np.float32(0.01 * random.gauss(0, 1))
 
 
 class Iterates(Regression):
