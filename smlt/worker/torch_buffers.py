@@ -37,6 +37,7 @@ class BufferAverager:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._modules = [(module, dict(module._buffers)) for module in model.modules()]
         shared = {parameter.data_ptr() for parameter in model.parameters()} - {0}
         persistent = model.state_dict().keys()
         self._buffers: dict[str, _Buffer] = {}
@@ -62,10 +63,11 @@ class BufferAverager:
     @torch.no_grad()
     def restore(self) -> None:
         """Bring back the values of the step's start, in the tensors that held them then."""
+        for module, buffers in self._modules:
+            # Some modules replace a buffer by a new tensor instead of writing into it, or make one.
+            module._buffers.clear()
+            module._buffers.update(buffers)
         for buffer in self._buffers.values():
-            # Some modules replace a buffer by a new tensor instead of writing into it.
-            if getattr(buffer.owner, buffer.attribute) is not buffer.tensor:
-                setattr(buffer.owner, buffer.attribute, buffer.tensor)
             buffer.tensor.copy_(buffer.start)
 
     def begin(self) -> None:
@@ -77,8 +79,16 @@ class BufferAverager:
         """Add what a micro-batch of so many samples has changed.
 
         Raises:
-            TaskError: a buffer has another shape than before.
+            TaskError: a buffer has another shape than before, or is new.
         """
+        for module, buffers in self._modules:
+            for name, tensor in module._buffers.items():
+                is_new = tensor is not None and buffers.get(name) is None
+                if is_new and name not in module._non_persistent_buffers_set:
+                    raise TaskError(
+                        f"the buffer {name} of {type(module).__name__} came in a training step: "
+                        "give it its shape in model(), or register it with persistent=False"
+                    )
         for name, buffer in self._buffers.items():
             now = getattr(buffer.owner, buffer.attribute)
             if now is None or now.shape != buffer.start.shape:

@@ -187,19 +187,22 @@ class TorchTask(Task):
         loss_sum, unchanged = 0.0, frozenset[str]()
         run.gradients.begin(into)
         run.buffers.begin()
-        with reproducible():
-            for part in parts:
-                run.buffers.restore()
-                loss = self._loss_sum(run.model, part)
-                loss_sum += loss.item()
-                # Not after backward: checkpointed layers run forward, and update, again there.
-                run.buffers.collect(len(part))
-                is_last = part is parts[-1]
-                if is_last:
-                    unchanged = run.buffers.write(into, ready)
-                run.gradients.backward(loss, ready if is_last else None)
+        try:
+            with reproducible():
+                for part in parts:
+                    run.buffers.restore()
+                    loss = self._loss_sum(run.model, part)
+                    loss_sum += loss.item()
+                    # Not after backward: checkpointed layers run forward, and update, again there.
+                    run.buffers.collect(len(part))
+                    is_last = part is parts[-1]
+                    if is_last:
+                        unchanged = run.buffers.write(into, ready)
+                    run.gradients.backward(loss, ready if is_last else None)
+        finally:
+            # Also where the user's code has raised: the state is saved as it was before the step.
+            run.buffers.restore()
         without = run.gradients.end()
-        run.buffers.restore()
         return Contribution(loss_sum, without | unchanged)
 
     def apply(self, mean: Views, present: frozenset[str]) -> None:

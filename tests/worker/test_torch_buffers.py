@@ -72,6 +72,20 @@ def test_a_gradient_does_not_change_the_buffers_by_itself(samples, state_digest,
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def test_an_exception_in_a_step_leaves_the_state_as_it_was(samples, state_digest, zeroed_views):
+    class Fails(Buffered):
+        def loss(self, model, batch):
+            super().loss(model, batch)
+            raise RuntimeError("after the forward pass")
+
+    task = Fails()
+    task.initialize(0, None)
+    before = state_digest(task)
+    with pytest.raises(RuntimeError):
+        task.gradients(samples, zeroed_views(task), lambda name: None)
+    assert state_digest(task) == before
+
+
 class Mask(nn.Module):
     def __init__(self):
         super().__init__()
@@ -156,6 +170,37 @@ def test_a_cache_that_is_not_persistent_may_grow(lockstep, samples):
 def test_a_persistent_buffer_that_grows_is_refused(lockstep, samples):
     run = lockstep(buffered(lambda: Cache(persistent=True)), 1)
     with pytest.raises(TaskError, match="persistent=False"):
+        run.step([samples])
+
+
+class Lazy(nn.Module):
+    """Makes its table when it is first called, in a place that was kept for it or not."""
+
+    def __init__(self, *, declared=True, persistent=False):
+        super().__init__()
+        self.persistent = persistent
+        if declared:
+            self.register_buffer("table", None, persistent=persistent)
+
+    def forward(self, x):
+        if getattr(self, "table", None) is None:
+            self.register_buffer("table", torch.ones(4), persistent=self.persistent)
+        return x + self.table
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_cache_that_a_step_makes_is_no_part_of_the_state(lockstep, samples, declared):
+    run = lockstep(buffered(lambda: Lazy(declared=declared)), 2)
+    names = set(run.tasks[0].state())
+    for _ in range(2):
+        run.step([samples[:16], samples[16:]])
+    run.tasks[0].measure(samples)
+    assert set(run.tasks[0].state()) == names
+
+
+def test_a_persistent_buffer_that_a_step_makes_is_refused(lockstep, samples):
+    run = lockstep(buffered(lambda: Lazy(persistent=True)), 1)
+    with pytest.raises(TaskError, match=r"table of Lazy .* persistent=False"):
         run.step([samples])
 
 
