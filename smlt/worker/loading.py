@@ -208,7 +208,7 @@ class Loader:
         if parent is None:
             return None, None
         manifest = await checkpoint.read_manifest(self._objects, self._job.job_id, parent)
-        tag = Tag(self._job.job_id, self._spec.code, parent.step, manifest.digest)
+        tag = Tag.of(self._job.job_id, self._spec, parent.step, manifest.digest)
         return self._host.memory.take(tag), manifest
 
     async def _data(self) -> Data:

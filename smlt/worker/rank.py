@@ -184,7 +184,7 @@ class Rank:
         # A model that grew, and took no step since, is not the parent's any more.
         is_parents = manifest is loaded.parent
         if manifest.position.step == trainer.step and not (is_parents and loaded.has_grown):
-            tag = Tag(self._task.job_id, self._job.spec.code, trainer.step, manifest.digest)
+            tag = Tag.of(self._task.job_id, self._job.spec, trainer.step, manifest.digest)
             self._host.memory.keep(tag, loaded.task)
 
     async def _save_weights(self, loaded: Loaded, key: str) -> None:

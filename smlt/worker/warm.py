@@ -7,7 +7,9 @@ invocations: it is taken out before anything can change it, and put back when it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
+from smlt.messages.job import JobSpec
 from smlt.worker.task import Task
 
 
@@ -17,8 +19,15 @@ class Tag:
 
     job_id: str
     code: str
+    length: tuple[int | None, int | None]
+    """Of the job: a task that was told another one has other rates of learning ahead."""
     step: int
     digest: str
+
+    @classmethod
+    def of(cls, job_id: str, spec: JobSpec, step: int, digest: str) -> Self:
+        """Name a state of a job."""
+        return cls(job_id, spec.code, (spec.epochs, spec.steps), step, digest)
 
 
 class WarmMemory:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from smlt.control.job import Job, this_client
 from smlt.control.prices import read_prices
 from smlt.control.progress import Progress
 from smlt.control.resource_manager import Decision, ResourceManager
@@ -485,6 +486,20 @@ def test_later_generations_find_their_state_in_warm_memory(town, undisturbed):
     outcome, loads = asyncio.run(scenario())
     assert outcome.generations == 2
     assert loads == 1
+
+
+def test_job_that_is_made_longer_is_as_long_for_warm_ranks_as_for_cold_ones(town):
+    async def scenario():
+        short = town(workers=3, epochs=1, digest_steps=5, params={"decays": True})
+        assert (await short.run()).status == "completed"
+        job = await Job.load(short.objects, "drift")
+        longer = {"spec": replace(short.spec, epochs=3), "plan": replace(job.state.plan, workers=4)}
+        await job.take_over(this_client(), status="running", **longer)
+        await short.objects.delete(JobObjects("drift").model)
+        return await short.leader(job).run()
+
+    outcome = asyncio.run(scenario())
+    assert outcome.status == "completed", outcome.message
 
 
 def test_slow_environment_is_named_and_replaced(town, undisturbed):

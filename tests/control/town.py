@@ -30,8 +30,11 @@ import smlt
 class Drift(smlt.Task):
     """Weights that take a long walk: any lost or doubled step shows in their bits."""
 
-    def __init__(self, fail_at: int = -1, fail_times: int = 99, nan_at: int = -1):
+    def __init__(
+        self, fail_at: int = -1, fail_times: int = 99, nan_at: int = -1, decays: bool = False
+    ):
         self.fail_at, self.fail_times, self.nan_at = fail_at, fail_times, nan_at
+        self.decays = decays
 
     def dataset(self, data, split):
         return list(np.linspace(-1, 1, 96, dtype=np.float32))
@@ -41,6 +44,7 @@ class Drift(smlt.Task):
         self.w = rng.normal(size=200).astype(np.float32)
         self.m = np.zeros(200, np.float32)
         self.steps = np.zeros((), np.int64)
+        self.total = total_steps if self.decays else 0
 
     def state(self):
         return {"w": self.w, "m": self.m, "steps": self.steps}
@@ -63,6 +67,8 @@ class Drift(smlt.Task):
         self.m *= 0.9
         self.m += mean["w"]
         self.w -= 0.05 * self.m
+        if self.total:
+            self.w *= self.steps / self.total
         self.steps += 1
 
     failures = 0
@@ -95,7 +101,9 @@ class Town:
 
     async def scheduler(self):
         plan = ResourcePlan(workers=self.workers, memory_mb=128)
-        job = await Job.create(self.objects, "drift", self.spec, plan)
+        return self.leader(await Job.create(self.objects, "drift", self.spec, plan))
+
+    def leader(self, job):
         return TaskScheduler(
             job,
             objects=self.objects,
