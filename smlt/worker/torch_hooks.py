@@ -32,7 +32,8 @@ def check_model(model: object, hook: str = "model()") -> nn.Module:
     """Return the model that a hook gave if smlt can train it.
 
     Raises:
-        TaskError: it is no module, not on the CPU, lazy, or frozen as a whole.
+        TaskError: it is no module, not on the CPU, lazy, frozen as a whole, or changes its weights
+            in a forward pass.
     """
     if not isinstance(model, nn.Module):
         raise TaskError(f"{hook} returned {type(model).__name__}; it must return an nn.Module")
@@ -48,7 +49,14 @@ def check_model(model: object, hook: str = "model()") -> nn.Module:
     if not any(p.requires_grad for p in parameters.values()):
         raise TaskError(f"{hook} has no parameter that requires a gradient: nothing to train")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        if module.max_norm is not None:
+            raise TaskError(
+                f"{name or 'the module'} of {hook} has max_norm, which changes weights in forward "
+                "passes, on each rank those of its own samples: take weight decay instead"
+            )
+        if module.sparse:
             logger.warning("the sparse gradient of %s is made dense to be averaged", name)
     return model
 

@@ -454,6 +454,7 @@ def hooks(base, **overrides):
         ({"model": lambda self: 3}, "must return an nn.Module"),
         ({"model": lambda self: nn.Linear(2, 2).requires_grad_(False)}, "nothing to train"),
         ({"model": lambda self: nn.LazyLinear(2)}, "has no shape yet"),
+        ({"model": lambda self: nn.Embedding(5, 2, max_norm=1.0)}, "max_norm, which changes"),
         ({"optimizer": lambda self, m: None}, "must return a torch.optim.Optimizer"),
         ({"optimizer": lambda self, m: torch.optim.LBFGS(m.parameters())}, "needs closure"),
         ({"optimizer": lambda self, m: torch.optim.SparseAdam(list(m.parameters()))}, "take Adam"),
