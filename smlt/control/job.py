@@ -77,14 +77,16 @@ class Job:
 
         Raises:
             NotFoundError: there is no such job.
+            StoreError: its state is damaged.
         """
-        data, etag = await objects.get(JobObjects(job_id).state)
-        return cls(objects, JobState.from_dict(json.loads(data)), etag)
+        key = JobObjects(job_id).state
+        data, etag = await objects.get(key)
+        return cls(objects, _unpacked(data, f"{objects.url}/{key}"), etag)
 
     async def refresh(self) -> JobState:
         """Read the state again: another client may have asked for a stop."""
         data, self._etag = await self._objects.get(self._key)
-        self.state = JobState.from_dict(json.loads(data))
+        self.state = _unpacked(data, f"{self._objects.url}/{self._key}")
         return self.state
 
     async def renew(self) -> None:
@@ -205,3 +207,10 @@ class Job:
 
 def _packed(state: JobState) -> bytes:
     return json.dumps(state.to_dict(), indent=1).encode()
+
+
+def _unpacked(data: bytes, where: str) -> JobState:
+    try:
+        return JobState.from_dict(json.loads(data))
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise StoreError(f"the state of the job, {where}, is damaged: {exc}") from exc

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from smlt.control.job import Job, new_job_id
-from smlt.errors import JobHeldError, NotFoundError, PreconditionError
+from smlt.errors import JobHeldError, NotFoundError, PreconditionError, StoreError
 from smlt.io.directory import DirectoryStore
 from smlt.messages.job import ClientHold, JobSpec, Limits, Position, ResourcePlan
 
@@ -44,6 +44,17 @@ def test_second_job_of_the_same_id_is_refused(objects):
 def test_job_that_does_not_exist_is_not_found(objects):
     with pytest.raises(NotFoundError):
         asyncio.run(Job.load(objects, "nobody"))
+
+
+@pytest.mark.parametrize("text", [b"", b'{"job_id": "j"', b"[]", b'{"job_id": "j"}', b"\xff"])
+def test_damaged_state_is_named(objects, text):
+    async def scenario():
+        await Job.create(objects, "j", SPEC, PLAN)
+        await objects.put("jobs/j/job.json", text)
+        await Job.load(objects, "j")
+
+    with pytest.raises(StoreError, match=r"jobs/j/job\.json, is damaged"):
+        asyncio.run(scenario())
 
 
 def test_stop_asked_for_by_another_client_survives_our_next_change(objects):
