@@ -41,7 +41,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     ):
 
         async def compute(work: Any, *args: Any) -> Any:
-            return await asyncio.get_running_loop().run_in_executor(trainer, work, *args)
+            return await asyncio.get_running_loop().run_in_executor(trainer, _carried, work, *args)
 
         host = Host(
             code_root=Path(function.task_root),
@@ -71,3 +71,11 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         print("this environment is not to serve the job again: the process ends", flush=True)
         os._exit(0)
     return result
+
+
+def _carried(work: Any, *args: Any) -> Any:
+    """Do the work. With a StopIteration out of a thread asyncio would wait for ever."""
+    try:
+        return work(*args)
+    except StopIteration as exc:
+        raise RuntimeError("StopIteration").with_traceback(exc.__traceback__) from exc

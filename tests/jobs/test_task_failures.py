@@ -55,3 +55,9 @@ def test_too_little_memory_names_a_size_and_is_not_tried_again(place):
 def test_task_that_exits(place):
     ended = failed(place, "Exits").end().check(1)
     assert "rank 1 failed at step 3: SystemExit: 3" in ended.sentence
+
+
+def test_iterator_that_runs_out_is_a_failure_as_any_other(place):
+    ended = failed(place, "RunsOut", workers=1).end().check(1)
+    assert "rank 0 failed at step 3: RuntimeError: StopIteration (small.py:" in ended.sentence
+    assert "next(iter([]))" in ended.err

@@ -113,6 +113,14 @@ class RaisesAtStep7(Regression):
             raise ValueError("the seventh batch is spoilt")
 
 
+class RunsOut(Regression):
+    """Takes more from an iterator than there is."""
+
+    def trouble(self, step, is_last_rank):
+        if step == 3:
+            next(iter([]))
+
+
 class RaisesInInitialize(Regression):
     def initialize(self, seed, total_steps):
         raise RuntimeError("no weights today")
