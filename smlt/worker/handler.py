@@ -41,7 +41,11 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     ):
 
         async def compute(work: Any, *args: Any) -> Any:
-            return await asyncio.get_running_loop().run_in_executor(trainer, _carried, work, *args)
+            loop = asyncio.get_running_loop()
+            result, error = await loop.run_in_executor(trainer, _outcome, work, *args)
+            if error is not None:
+                raise error
+            return result
 
         host = Host(
             code_root=Path(function.task_root),
@@ -73,9 +77,15 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     return result
 
 
-def _carried(work: Any, *args: Any) -> Any:
-    """Do the work. With a StopIteration out of a thread asyncio would wait for ever."""
+def _outcome(work: Any, *args: Any) -> tuple[Any, BaseException | None]:
+    """Do the work, and return what came of it.
+
+    On its own way out of a thread a StopIteration would never arrive, and a TimeoutError lose its
+    traceback.
+    """
     try:
-        return work(*args)
+        return work(*args), None
     except StopIteration as exc:
-        raise RuntimeError("StopIteration").with_traceback(exc.__traceback__) from exc
+        return None, RuntimeError("StopIteration").with_traceback(exc.__traceback__)
+    except BaseException as exc:
+        return None, exc

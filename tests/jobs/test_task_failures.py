@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.harness import TASKS
 
 SMALL_FILE = TASKS / "small.py"
@@ -57,7 +59,14 @@ def test_task_that_exits(place):
     assert "rank 1 failed at step 3: SystemExit: 3" in ended.sentence
 
 
-def test_iterator_that_runs_out_is_a_failure_as_any_other(place):
-    ended = failed(place, "RunsOut", workers=1).end().check(1)
-    assert "rank 0 failed at step 3: RuntimeError: StopIteration (small.py:" in ended.sentence
-    assert "next(iter([]))" in ended.err
+@pytest.mark.parametrize(
+    ("name", "said", "line"),
+    [
+        ("RunsOut", "RuntimeError: StopIteration", "next(iter([]))"),
+        ("TimesOut", "TimeoutError: no answer", 'raise TimeoutError("no answer")'),
+    ],
+)
+def test_exception_that_asyncio_does_not_carry_is_a_failure_as_any_other(place, name, said, line):
+    ended = failed(place, name, workers=1).end().check(1)
+    assert f"rank 0 failed at step 3: {said} (small.py:" in ended.sentence
+    assert line in ended.err

@@ -121,6 +121,12 @@ class RunsOut(Regression):
             next(iter([]))
 
 
+class TimesOut(Regression):
+    def trouble(self, step, is_last_rank):
+        if step == 3:
+            raise TimeoutError("no answer")
+
+
 class RaisesInInitialize(Regression):
     def initialize(self, seed, total_steps):
         raise RuntimeError("no weights today")
