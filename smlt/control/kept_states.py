@@ -31,6 +31,16 @@ class KeptStates:
             return None
         return await checkpoint.before(self._objects, self._job.state.job_id, parent)
 
+    async def prune(self, parent: Position | None) -> None:
+        """Delete all but the newest: generations may be too short to do so as they go."""
+        state = self._job.state
+        await checkpoint.prune(
+            self._objects,
+            state.job_id,
+            keep=state.spec.keep_checkpoints,
+            protect=() if parent is None else (parent,),
+        )
+
     def where(self, position: Position | None) -> str:
         """Say where a checkpoint is: its folder, or its URL."""
         if position is None:

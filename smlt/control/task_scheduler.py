@@ -202,6 +202,8 @@ class TaskScheduler:
             if newest is None and ended.failure is not None and ended.failure.kind == "parent":
                 newest = await self._kept.before(parent)
             parent = newest or parent
+            with contextlib.suppress(StoreError):  # what is too much does no harm
+                await self._kept.prune(parent)
             self._feed.progress.checkpoint = self._kept.where(parent)
             outcome = await self._judge(ended, parent)
             if outcome is None:

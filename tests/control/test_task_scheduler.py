@@ -137,12 +137,15 @@ def test_job_goes_on_beyond_the_functions_time_limit(town, undisturbed):
         # Every generation hands over after its first steps.
         job = town(function_s=8, limits=replace(QUICK, handover_s=8))
         outcome = await job.run()
-        return outcome, await job.weights()
+        kept = [key for key in job.objects._contents.objects if key.endswith("manifest.json")]
+        return outcome, await job.weights(), kept
 
-    outcome, weights = asyncio.run(scenario())
+    outcome, weights, kept = asyncio.run(scenario())
     assert (outcome.status, outcome.failure) == ("completed", None)
     assert outcome.generations > 3
     assert weights == undisturbed
+    # None of these generations is long enough for a checkpoint on the way.
+    assert len(kept) == JobSpec(target="").keep_checkpoints
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(town, undisturbed):
