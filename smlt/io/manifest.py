@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Manifest:
             "scalars": exact_json.encoded(self.scalars),
             "info": exact_json.encoded(self.info),
         }
+        document["checksum"] = _checksum(document)
         return json.dumps(document, indent=1, allow_nan=False).encode()
 
     @classmethod
@@ -84,6 +86,7 @@ class Manifest:
                 f" {VERSION}: use the smlt that wrote it"
             )
         try:
+            _verify_text(document)
             manifest = cls._from_document(document)
             _verify(manifest)
         except (ValueError, KeyError, TypeError, AttributeError, CheckpointError) as exc:
@@ -120,3 +123,15 @@ def _verify(manifest: Manifest) -> None:
             raise CheckpointError(f"part {i} of {len(parts)} does not fit the tensors")
     if combined_digest(layout, manifest.leaves, manifest.scalars) != manifest.digest:
         raise CheckpointError("its digest is not that of its tensors and scalars")
+
+
+def _verify_text(document: dict[str, Any]) -> None:
+    checksum = document.pop("checksum", None)  # the first manifests of this version had none
+    if checksum not in (None, _checksum(document)):
+        raise CheckpointError("its checksum is another one")
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Of all that a manifest says: the digest is that of the state alone."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -180,7 +180,9 @@ def test_a_damaged_part_is_named(store, damage):
     [
         ({"version": 2}, "is a checkpoint of version 2, and this smlt reads version 1"),
         ({"format": "something"}, "version None"),
-        ({"scalars": {"lr": 0.2}}, "digest is not that of its tensors"),
+        ({"scalars": {"lr": 0.2}, "checksum": None}, "digest is not that of its tensors"),
+        ({"info": {"trained": 40}}, "its checksum is another one"),
+        ({"step": 40}, "its checksum is another one"),
         ({"parts": []}, "is damaged"),
         ({"tensors": 5}, "is damaged"),
     ],
