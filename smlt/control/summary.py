@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from smlt.control.progress import Progress, Summary
 from smlt.control.run_folder import RunFolder
 from smlt.control.task_scheduler import Outcome
-from smlt.errors import StoreError
+from smlt.errors import CheckpointError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
@@ -44,8 +45,9 @@ async def summarise(
     steps = progress.step
     if newest is not None:
         # What is kept counts: a rank may have saved a step that no report tells of.
-        kept = await checkpoint.read_manifest(objects, progress.job_id, newest)
-        steps = max(steps, kept.info.get("trained", 0))
+        with contextlib.suppress(CheckpointError):  # which may be why the job failed
+            kept = await checkpoint.read_manifest(objects, progress.job_id, newest)
+            steps = max(steps, kept.info.get("trained", 0))
     return replace(
         progress.summary(outcome.status, outcome.message),
         steps=steps,

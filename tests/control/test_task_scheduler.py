@@ -24,7 +24,7 @@ from smlt.io.keys import JobObjects
 from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore
 from smlt.io.weights import read_weights
-from smlt.messages.job import JobSpec, ResourcePlan
+from smlt.messages.job import JobSpec, Position, ResourcePlan
 from smlt.worker import numerics
 from smlt.worker.trainer import Trainer
 from tests.control.town import LIMIT_S, QUICK, Town, in_one_process
@@ -542,6 +542,13 @@ def test_job_that_is_complete_without_its_model_is_an_error(tmp_path):
     outcome = Outcome("completed", "training is complete", None, None, 1)
     with pytest.raises(StoreError, match="has been deleted from memory://no-model since"):
         asyncio.run(summarise(Progress(job_id="gone"), outcome, objects, folder))
+
+
+def test_job_whose_checkpoint_cannot_be_read_is_summed_up(tmp_path):
+    objects, folder = MemoryObjectStore("no-manifest"), RunFolder(tmp_path)
+    outcome = Outcome("failed", "it is damaged", Position(generation=1, step=4), None, 1)
+    summary = asyncio.run(summarise(Progress(job_id="torn"), outcome, objects, folder))
+    assert (summary.state, summary.message) == ("failed", "it is damaged")
 
 
 class Advice:
