@@ -64,7 +64,8 @@ class Continuation(Lead):
             objects = self._patient(store)
             job = await self._job(objects)
             wanted = self._wanted(job.state)
-            await self._check_end(job, objects)
+            if await self._ends_anew(job, objects):
+                wanted["spec"] = replace(wanted["spec"], until=None, patience=None)
             if self._parameters is not None and folder.release is None:
                 await check_server(self._parameters)
             with disk_errors(self._run_dir):
@@ -135,17 +136,23 @@ class Continuation(Lead):
             "ending": "",
         }
 
-    async def _check_end(self, job: Job, objects: ObjectStore) -> None:
-        """Start no workers for a job that has reached the end that it is given."""
+    async def _ends_anew(self, job: Job, objects: ObjectStore) -> bool:
+        """Whether the end that the job is given takes the place of a target that it has reached.
+
+        Raises:
+            UserError: there is nothing to do until that end, for which no workers are started.
+        """
         changes, state = self._changes, job.state
         if changes is None or state.status != "completed" or not changes.is_longer:
-            return
-        trained = await KeptStates(job, objects).trained(state.parent)
+            return False
+        kept = KeptStates(job, objects)
+        trained = await kept.trained(state.parent)
         if not changes.is_further(state.spec, trained):
             end = f"--steps {changes.steps}" if changes.steps else f"--epochs {changes.epochs}"
             raise UserError(
                 f"Job {state.job_id} is complete at step {trained}: {end} is no further."
             )
+        return await kept.has_reached_target(state.parent)
 
     def _recall(self, folder: RunFolder, state: JobState) -> None:
         """Count time and cost on from what the earlier client has written down."""

@@ -6,6 +6,7 @@ from smlt.control.job import Job
 from smlt.errors import CheckpointError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
+from smlt.io.manifest import Manifest
 from smlt.io.object_store import ObjectStore
 from smlt.messages.job import Position
 
@@ -56,13 +57,20 @@ class KeptStates:
         """
         if position is None:
             return 0
+        manifest = await self._manifest(position)
+        return None if manifest is None else int(manifest.info.get("trained", 0))
+
+    async def has_reached_target(self, position: Position | None) -> bool:
+        """Whether the job's ``--until`` or ``--patience`` has ended it there."""
+        manifest = None if position is None else await self._manifest(position)
+        return manifest is not None and bool(manifest.scalars["target"]["reached"])
+
+    async def _manifest(self, position: Position) -> Manifest | None:
+        """Return what a checkpoint says of itself; nothing where that cannot be read."""
         try:
-            manifest = await checkpoint.read_manifest(
-                self._objects, self._job.state.job_id, position
-            )
+            return await checkpoint.read_manifest(self._objects, self._job.state.job_id, position)
         except CheckpointError:
             return None
-        return int(manifest.info.get("trained", 0))
 
     async def in_words(self, position: Position | None) -> str:
         if position is None:

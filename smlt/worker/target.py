@@ -59,7 +59,8 @@ class Target:
         return {"reached": self.reached, "best": self._best, "stale": self._stale}
 
     def load(self, scalars: Mapping[str, Any]) -> None:
-        self.reached = scalars["reached"]
+        # A target that the job has no longer was given up for another end.
+        self.reached = scalars["reached"] and not (self._until is None and self._patience is None)
         self._best = scalars["best"]
         self._stale = scalars["stale"]
 

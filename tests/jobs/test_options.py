@@ -39,6 +39,9 @@ def test_until_ends_at_the_first_evaluation_that_meets_it(place):
     *before, last = [event["metrics"]["error"] for event in job.events("evaluation")]
     assert last <= 1.5 < min(before)
     assert ended.summary["metrics"]["error"] == last
+    further = str(ended.summary["steps"] + 6)
+    resumed = place.smlt("resume", job.folder.name, "--steps", further, "--json").check(0)
+    assert resumed.summary["steps"] == int(further)
 
 
 def test_patience_ends_it_and_the_best_weights_are_kept(place):

@@ -29,6 +29,14 @@ def test_target_once_reached_stays_reached():
     assert aim.reached
 
 
+def test_target_that_was_given_up_is_not_reached():
+    aim = target(until="accuracy>=0.9")
+    observe(aim, 0.95)
+    longer = target()
+    longer.load(aim.scalars())
+    assert not longer.reached
+
+
 def test_keep_best_says_which_evaluation_is_the_best_so_far():
     assert observe(target(keep_best="accuracy"), 0.5, 0.7, 0.6, 0.7, 0.8) == [
         True, True, False, False, True,
