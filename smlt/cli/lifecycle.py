@@ -96,16 +96,19 @@ def stop(
     now: Annotated[
         bool, typer.Option("--now", help="Do not wait for the step: within 10 seconds.")
     ] = False,
+    parameters: Parameters = None,
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> int:
     """End a job after its current step, with its checkpoint, whoever leads it."""
     where = find_run_dir(run_dir)
     job = job_folder(run_dir).find(job_id)
-    return asyncio.run(_stop(where, job.job_id, now=now, as_json=as_json))
+    return asyncio.run(_stop(where, job.job_id, parameters, now=now, as_json=as_json))
 
 
-async def _stop(where: Path, job_id: str, *, now: bool, as_json: bool) -> int:
+async def _stop(
+    where: Path, job_id: str, parameters: str | None, *, now: bool, as_json: bool
+) -> int:
     kept = smlt.KeptJobs(where)
     if not await kept.ask_to_stop(job_id, now=now):
         raise UserError(f"Job {job_id} has ended already; `smlt status {job_id}` tells how.")
@@ -114,7 +117,7 @@ async def _stop(where: Path, job_id: str, *, now: bool, as_json: bool) -> int:
     state = await kept.until_ended(job_id)
     if state is None:
         # Nobody leads it: become its client for as long as its end takes.
-        summary = await smlt.Continuation(where, job_id).train()
+        summary = await smlt.Continuation(where, job_id, parameters=parameters).train()
         status, message = summary.state, summary.message
     else:
         status, message = state.status, state.ending

@@ -181,6 +181,19 @@ def test_running_server_is_used_and_left_as_it_was(place, server, digest):
     assert server.client.keys() == [b"precious"]
 
 
+def test_job_on_a_running_server_is_stopped_without_its_client(place, server):
+    gate = place.gate(8)
+    job = place.start(SMALL, *OPTIONS, *gate.params, "--parameters", server.url)
+    gate.until_there(job, 2)
+    job.signal(signal.SIGKILL)
+    job.process.wait()
+    stop = place.start(job.folder.name, "--json", "--parameters", server.url, command="stop")
+    until(lambda: list(server.client.scan_iter("*:1}:abort")), "the end of the first generation")
+    gate.open()
+    assert stop.end().check(0).summary["state"] == "stopped"
+    assert server.client.keys() == [b"precious"]
+
+
 @pytest.mark.slow
 def test_running_server_that_dies_for_good(place, server):
     gate = place.gate(8)
