@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -216,7 +218,13 @@ async def _sizes(where: Path, records: list[JobRecord]) -> list[int]:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            # A job that runs replaces its files meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                size += Path(top, name).stat().st_size
+    return size
 
 
 def _in_words(size: int) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +138,22 @@ def test_ids_are_whole_in_the_table_however_narrow_it_is(smlt, run_dir):
         write_job(run_dir, job_id, summary=summary_of(job_id))
     table = smlt("status").out.split("\n\n")[0]
     assert all(job_id in table for job_id in ids)
+
+
+def test_a_file_that_vanishes_while_jobs_are_listed_is_not_missed(run_dir, monkeypatch):
+    fresh = write_job(run_dir) / ".status.json.1"
+    fresh.touch()
+    look = Path.stat
+
+    def look_and_replace(path, **options):
+        found = look(path, **options)
+        if path.name == fresh.name:
+            fresh.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", look_and_replace)
+    assert main(["jobs"]) == 0
+    assert not os.path.exists(fresh)
 
 
 def test_paths_below_the_current_folder_are_short(smlt, run_dir, in_folder):
