@@ -118,9 +118,11 @@ class Rank:
             clock=generation.clock,
         )
 
-        async def keep_best() -> None:
+        async def keep_best() -> bool:
+            """Keep them if it is this rank's turn: whether it has."""
             if self._rank == 0:
                 await self._save_weights(loaded, JobObjects(self._task.job_id).best)
+            return self._rank == 0
 
         return Trainer(
             loaded.task,
@@ -178,7 +180,10 @@ class Rank:
             ending = Ending(self._generation, self._roster, self._objects, loaded.parent)
             manifest = await ending.save(writer, held.step, loaded.info(held.step))
             saved_for = ending.stands_for
-        # Who has saved for the first rank, which died, is the one to save the model as well.
+        # Who has saved for the first rank, which died, is the one to save the model as well, and
+        # the best weights, if it died while it kept them.
+        if trainer.owes_best and 0 in saved_for:
+            await self._save_weights(loaded, JobObjects(self._task.job_id).best)
         if reasons & StepFlag.TARGET and 0 in saved_for:
             await self._save_weights(loaded, JobObjects(self._task.job_id).model)
         # A model that grew, and took no step since, is not the parent's any more.

@@ -56,13 +56,15 @@ class Trainer:
         target: Target,
         compute: Compute,
         save: Callable[[], Awaitable[None]],
-        keep_best: Callable[[], Awaitable[None]],
+        keep_best: Callable[[], Awaitable[bool]],
     ) -> None:
         self.step = 0
         self.trained = 0
         """The latest training step begun, counted from 1 as a user counts."""
         self.is_whole = True
         """False while the state is being changed, and after that has failed."""
+        self.owes_best = False
+        """Whether the latest step was the best evaluation, of weights that may not be kept yet."""
         self._task = task
         self._spec = spec
         self._generation = generation
@@ -124,8 +126,6 @@ class Trainer:
             self.trained = slot.trained + (not slot.evaluation)
             self._generation.trained = slot.trained
             agreed = await (self._evaluate if slot.evaluation else self._train)(slot, self._flags())
-            self.step += 1
-            self._generation.has_gained = True
             await self._reports.send()
             if agreed & StepFlag.CHECKPOINT and not agreed.stops:
                 self._saved = self._generation.clock()
@@ -174,7 +174,7 @@ class Trainer:
         self.is_whole = False
         with phases.during(APPLY):
             await self._compute(self._apply, present)
-        self.is_whole = True
+        self._taken()
         seconds = phases.stop()
         batch_size = self._samples.batch_size(slot.epoch)
         self._reports.record(slot, result, phases, seconds, batch_size)
@@ -237,6 +237,12 @@ class Trainer:
         found: tuple[frozenset[str], Metrics] = await self._compute(work)
         return found
 
+    def _taken(self, *, owes_best: bool = False) -> None:
+        """Count a step as soon as the state is that after it, whatever fails from then on."""
+        self.is_whole, self.owes_best = True, owes_best
+        self.step += 1
+        self._generation.has_gained = True
+
     def _apply(self, present: frozenset[str]) -> None:
         # What an optimizer draws is the same on every rank, whatever its samples have drawn.
         self._task.seed_generators(derive_seed(self._spec.seed, self.step, _OF_APPLYING))
@@ -273,8 +279,10 @@ class Trainer:
         sums = await self._compute(self._measure)
         result = await self._collective.sum_metrics(self.step, sums, flags=int(flags))
         metrics = means(result.metas[0].metrics)
-        if self._target.observe(metrics) and self._spec.keep_best:
-            await self._keep_best()
+        is_best = self._target.observe(metrics) and self._spec.keep_best is not None
+        self._taken(owes_best=is_best)
+        if is_best:
+            self.owes_best = not await self._keep_best()
         await self._reports.evaluation(slot, metrics)
         reached = StepFlag.TARGET if self._target.reached else StepFlag(0)
         return StepFlag(result.flags) | reached

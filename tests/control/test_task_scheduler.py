@@ -18,14 +18,15 @@ from smlt.control.step_cost import StepCost
 from smlt.control.stragglers import MULTIPLE
 from smlt.control.summary import summarise
 from smlt.control.task_scheduler import Outcome
-from smlt.errors import StoreError
+from smlt.errors import StoreError, StoreUnreachableError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore
-from smlt.io.weights import read_weights
+from smlt.io.weights import read_weights, save_weights
 from smlt.messages.job import JobSpec, Position, ResourcePlan
 from smlt.worker import numerics
+from smlt.worker.step_reports import StepReports
 from smlt.worker.trainer import Trainer
 from tests.control.town import LIMIT_S, QUICK, Town, in_one_process
 
@@ -503,6 +504,51 @@ def test_job_that_is_made_longer_is_as_long_for_warm_ranks_as_for_cold_ones(town
 
     outcome = asyncio.run(scenario())
     assert outcome.status == "completed", outcome.message
+
+
+def test_best_weights_are_kept_though_the_first_rank_dies_with_them(tmp_path, monkeypatch):
+    async def best(name, deaths):
+        (tmp_path / name).mkdir()
+        job = Town(tmp_path / name, target="drift.py:Scored", keep_best="score", epochs=3)
+
+        async def dying(objects, key, weights):
+            if key.endswith("best.safetensors") and deaths:
+                job.cloud.kill(deaths.pop())
+                await asyncio.sleep(LIMIT_S)
+            await save_weights(objects, key, weights)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("smlt.worker.rank.save_weights", dying)
+            outcome = await job.run()
+        assert outcome.status == "completed"
+        kept = await read_weights(job.objects, JobObjects("drift").best)
+        return kept["w"].data.tobytes()
+
+    async def scenario():
+        return await best("calm", []), await best("killed", [0])
+
+    calm, killed = asyncio.run(scenario())
+    assert killed == calm
+
+
+def test_step_counts_though_it_could_not_be_told_of(town, monkeypatch):
+    told = StepReports.evaluation
+    troubles = [StoreUnreachableError("no answer")]
+
+    async def lost(self, slot, metrics):
+        if troubles:
+            raise troubles.pop()
+        await told(self, slot, metrics)
+
+    async def scenario():
+        job = town(workers=1, target="drift.py:Scored", keep_best="score", patience=2, epochs=9)
+        outcome = await job.run()
+        return outcome, job.progress.step
+
+    monkeypatch.setattr(StepReports, "evaluation", lost)
+    outcome, steps = asyncio.run(scenario())
+    # The first evaluation is the best, and two worse ones are borne.
+    assert (outcome.status, outcome.generations, steps) == ("completed", 2, 18)
 
 
 def test_slow_environment_is_named_and_replaced(town, undisturbed):
