@@ -90,7 +90,7 @@ class QuietView:
 
 
 class PlainView(QuietView):
-    """One line every few seconds, and one at each epoch, evaluation, notice and stall."""
+    """One line every few seconds, and one at each epoch, evaluation, notice, plan and stall."""
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         super().__init__(console)
@@ -160,6 +160,7 @@ class Milestones:
         self.step = 0
         """The last one that a line has named."""
         self._state = ""
+        self._plan = ""
         self._notices = 0
         self._epoch = 0
         self._evaluation: dict[str, float] = {}
@@ -168,6 +169,9 @@ class Milestones:
         """Return the lines for what has happened since the last call."""
         lines = [*self._of_state(progress), *progress.notices[self._notices :]]
         self._notices = len(progress.notices)
+        if progress.plan != self._plan:
+            self._plan = progress.plan
+            lines.append(f"plan: {progress.plan}")
         if progress.evaluation and progress.evaluation != self._evaluation:
             self._evaluation = dict(progress.evaluation)
             self._epoch = progress.epoch + 1

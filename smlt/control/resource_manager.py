@@ -39,7 +39,7 @@ _DOUBT_OF_OTHERS = 0.1  # likewise, where steps with batches of another size are
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to do now: go over to a plan, or stop."""
+    """What to do now: go over to a plan, stay with the present one for good, or stop."""
 
     reason: str
     """In a sentence, for the user."""
@@ -49,6 +49,8 @@ class Decision:
     """Stop without waiting for a step: none was taken yet by this generation."""
     saving: float = 0.0
     """Expected, as a fraction of what the rest of the job takes."""
+    stays: bool = False
+    """The plan is the one that runs: there is nothing to do but to say so."""
 
 
 class ResourceManager:
@@ -165,7 +167,7 @@ class ResourceManager:
             decision = self._replan(standing)
         if decision is None and not self._going_over:
             self._look_ahead(standing, doubt)
-        if decision is not None:
+        if decision is not None and not decision.stays:
             self._asked, self._going_over = now, decision.stop is None
         return decision
 
@@ -273,10 +275,22 @@ class ResourceManager:
         saving = 1 - best.score / self._search.score(self.plan)
         must = best.is_safe and not self._keeps_limits(standing)
         if best.plan == self.plan or not (must or saving * left_s > self._start_s):
-            return None
+            return self._stay(best.plan)
         words = f"saves {saving:.0%}" if saving > 0 else "meets the limits"
         reason = f"{size(best.plan)} {words} of those tried"
         return Decision(plan=best.plan, reason=reason, saving=max(saving, 0.0))
+
+    def _stay(self, best: ResourcePlan) -> Decision:
+        """Say why the present plan is kept."""
+        tried = len(self._search.measured)
+        if best != self.plan:
+            why = f"going over to {size(best)} would not pay any more"
+        elif tried == 1:
+            why = "trying others is not expected to pay"
+        else:
+            why = f"best of the {tried} plans tried"
+        reason = f"staying with {size(self.plan)}: {why}"
+        return Decision(reason=reason, plan=self.plan, stays=True)
 
     def _keeps_limits(self, standing: Standing) -> bool:
         """Whether the present plan, if the job goes on with it, meets deadline and budget."""

@@ -96,7 +96,7 @@ class Steering:
             saving=decision.saving,
             **(plan.to_dict() if plan else {"workers": None, "memory_mb": None}),
         )
-        if plan is not None:
+        if plan is not None and not decision.stays:
             self._going_over = asyncio.create_task(self._when_it_is_there(plan))
         if decision.stop is not None:
             self.run_out = decision.reason

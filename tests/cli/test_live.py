@@ -223,6 +223,20 @@ def test_the_step_that_a_job_ends_at_is_always_told(clock, console):
     assert console.file.getvalue().count("step 8/8") == 1
 
 
+def test_each_change_of_the_plan_is_told_with_its_reason(clock, console):
+    view = PlainView(console, clock)
+    job = progress()
+    reasons = [
+        "trying 8 workers of 1,769 MB: expected to save 9%",
+        "staying with 8 workers of 1,769 MB: best of the 2 plans tried",
+    ]
+    for job.plan in reasons:
+        view.update(job)
+        view.update(job)
+    told = [line for line in console.file.getvalue().splitlines() if "plan: " in line]
+    assert [line.partition("plan: ")[2] for line in told] == reasons
+
+
 def test_a_stall_is_told_at_once_and_then_now_and_again(clock, console):
     view = PlainView(console, clock)
     job = progress(evaluation={}, epoch=0)

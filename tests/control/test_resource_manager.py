@@ -62,6 +62,7 @@ class Job:
             target="t:T", batch_size=64, virtual_workers=64, most_workers=64, adapt=adapt, **goal
         )
         self.notices, self.decisions, self.tried = [], [], [first]
+        self.stays = []
         self.manager = ResourceManager(
             self.spec,
             first,
@@ -109,6 +110,10 @@ class Job:
         return self
 
     def _carry_out(self, decision):
+        if decision.stays:
+            assert decision.plan == self.plan
+            self.stays.append(decision.reason)
+            return
         self.decisions.append(decision)
         self._pass(SAVE_S)
         self.manager.end(self.now)
@@ -201,8 +206,18 @@ def test_a_plan_without_enough_memory_is_gone_back_from_and_not_tried_again():
     assert len(failed) <= 1
 
 
-def test_a_job_that_has_little_left_does_not_try_other_plans():
-    assert Job(steps=12, deadline_s=3600).run().decisions == []
+def test_a_job_that_has_little_left_does_not_try_other_plans_and_says_so():
+    job = Job(steps=12, deadline_s=3600).run()
+    assert job.decisions == []
+    assert job.stays == ["staying with 4 workers of 1,769 MB: trying others is not expected to pay"]
+
+
+@pytest.mark.parametrize("goal", [{"deadline_s": 1800}, {"budget_usd": 1.6}])
+def test_why_the_last_plan_is_kept_is_said_once(goal):
+    job = Job(**goal).run()
+    said = [reason for reason in job.stays if "plans tried" in reason]
+    back = [d for d in job.decisions if "of those tried" in d.reason]
+    assert len(said) + len(back) == 1
 
 
 def test_steps_that_become_slower_for_good_are_planned_anew():

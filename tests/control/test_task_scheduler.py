@@ -643,6 +643,21 @@ def test_a_resource_manager_changes_the_plan_and_says_why(town):
     np.testing.assert_allclose(weights, in_one_process(steps=600), rtol=2e-3, atol=2e-4)
 
 
+def test_a_plan_that_is_kept_is_told_of_and_changes_nothing(town):
+    plan = ResourcePlan(workers=3, memory_mb=128)
+
+    async def scenario():
+        job = town(epochs=100)
+        job.manager = Advice(Decision(reason="three are best", plan=plan, stays=True))
+        return await job.run(), job
+
+    outcome, job = asyncio.run(scenario())
+    assert (outcome.status, outcome.generations) == ("completed", 1)
+    [event] = job.events("plan")
+    assert (event["reason"], event["saving"], event["workers"]) == ("three are best", 0.0, 3)
+    assert job.progress.plan == "three are best"
+
+
 def test_workers_train_on_while_the_function_of_another_plan_is_published(town):
     """In a private network that takes a minute, in which nothing has to stand still."""
     plan = ResourcePlan(workers=5, memory_mb=256)

@@ -57,8 +57,10 @@ def test_a_deadline_alone_is_met(place):
     assert summary["seconds"] <= 240
     # Going over to another plan takes seconds: it is done only if the steps that are left repay it.
     tried = told(job, "plan", "reason")
-    assert all(reason.startswith("trying") or "of those tried" in reason for reason in tried)
-    assert len(job.events("generation")) == 1 + len(tried)
+    changed = [reason for reason in tried if not reason.startswith("staying")]
+    assert tried
+    assert all(reason.startswith("trying") or "of those tried" in reason for reason in changed)
+    assert len(job.events("generation")) == 1 + len(changed)
 
 
 # 8 ms a sample, whatever the machine does: so many workers share them.
