@@ -131,8 +131,11 @@ def exchange(plan: ResourcePlan) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Write a time as ``45 s``, ``12 min`` or ``1 h 30 min``."""
+    """Write a time as ``45 s``, ``2 min 30 s``, ``12 min`` or ``1 h 30 min``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours} h {minutes} min"

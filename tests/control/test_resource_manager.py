@@ -7,7 +7,7 @@ import pytest
 
 from smlt.control.cost_model import lambda_cost
 from smlt.control.drift import DriftDetector
-from smlt.control.goals import Standing
+from smlt.control.goals import Goals, Standing, in_words
 from smlt.control.prices import read_prices
 from smlt.control.resource_manager import ResourceManager
 from smlt.control.skopt_surrogate import SkoptGaussianProcess
@@ -378,6 +378,28 @@ def test_a_goal_out_of_reach_is_told_while_most_of_it_is_left(adapt, goal, misse
     assert now < 0.5 * goal.get("deadline_s", 1e9)
     assert spent < 0.5 * goal.get("budget_usd", 1e9)
     assert len(said) <= 2  # once, and once more if steps change
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (45.4, "45 s"),
+        (119.9, "120 s"),
+        (120, "2 min"),
+        (150, "2 min 30 s"),
+        (719.6, "12 min"),
+        (3599.7, "1 h 0 min"),
+        (5400, "1 h 30 min"),
+    ],
+)
+def test_times_are_said_as_exactly_as_they_matter(seconds, words):
+    assert in_words(seconds) == words
+
+
+def test_a_deadline_that_is_missed_by_little_is_told_from_the_time_that_is_needed():
+    [said] = Goals(deadline_s=150).missed_by(FIRST, 155, 0.0)
+    assert "the deadline of 2 min 30 s is out of reach" in said
+    assert "need about 2 min 35 s" in said
 
 
 def test_a_goal_that_is_met_is_not_warned_of():

@@ -99,7 +99,7 @@ def test_a_deadline_out_of_reach_is_told_early_with_what_would_meet_it(place):
         "--deadline", "150s", "--json",
     )  # fmt: skip
     summary = job.end(LIMIT_S).check(130).summary
-    assert summary["message"] == "stopped at its deadline of 2 min"
+    assert summary["message"] == "stopped at its deadline of 2 min 30 s"
     assert summary["seconds"] <= 150 + 10
     warning = next(e for e in job.events("notice") if "is out of reach" in e["text"])
     assert re.search(r"--deadline \d+m would do", warning["text"])
