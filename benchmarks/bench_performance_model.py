@@ -39,7 +39,8 @@ def predict(
     Without a granularity, all that come into question are considered.
 
     Raises:
-        ValueError: the file lacks the system, or the system one of the worker counts.
+        ValueError: the file lacks the system, or the system one of the worker counts; or a count or
+            a time is impossible.
     """
     steps = _series(curves, "step_s", system)
     communication = _series(curves, "communication_s_per_step", system, optional=True)
@@ -145,7 +146,12 @@ def _series(curves: dict, kind: str, system: str, *, optional: bool = False) -> 
         if optional:
             return {}
         raise ValueError(f"there is no {kind} of {system!r}; there is {', '.join(systems)}")
-    return dict(zip(systems[system]["workers"], systems[system]["seconds"], strict=True))
+    series = dict(zip(systems[system]["workers"], systems[system]["seconds"], strict=True))
+    least = 0.0 if optional else sys.float_info.min  # one worker alone need not communicate
+    for workers, seconds in series.items():
+        if workers < 1 or workers != int(workers) or not least <= seconds < float("inf"):
+            raise ValueError(f"{kind} of {system} cannot be {seconds} s with {workers} workers")
+    return series
 
 
 def main() -> None:

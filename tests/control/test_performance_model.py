@@ -48,6 +48,17 @@ def test_it_matters_little_whether_a_sweep_says_how_its_batch_is_cut(workers, dr
     assert predict(curves, "S", list(workers[:2]), None)["max_error_percent"] <= 20
 
 
+@pytest.mark.parametrize(
+    ("workers", "seconds"), [(40, 0), (40, -1), (40, math.nan), (0, 4), (40.5, 4)]
+)
+def test_an_impossible_point_of_a_sweep_is_refused_though_it_is_held_out(workers, seconds):
+    curve = {"workers": [10, 20, workers], "seconds": [10, 6, seconds]}
+    with pytest.raises(
+        ValueError, match=f"step_s of S cannot be {seconds} s with {workers} workers"
+    ):
+        predict({"step_s": {"S": curve}}, "S", [10, 20], None)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_published_steps_lie_within_the_intervals(system):
     result = predict(read("bert_small"), system, [10, 50], Granularity())
