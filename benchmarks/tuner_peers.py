@@ -87,8 +87,9 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
     def run(experiment: Experiment, evaluations: int) -> None:
         surface, grid = experiment.surface, experiment.surface.grid
         limits = None if surface.limit is None else {"limit": surface.limit}
-        priors = _priors(surface) if with_prior else None
         log = bool(surface.objective.min() > 0)
+        # The performance model knows times, which are positive.
+        priors = _priors(surface) if with_prior and log else None
         optimizer = Optimizer(
             grid, surrogate(grid), experiment.rng, limits=limits, priors=priors, log=log
         )
@@ -101,7 +102,8 @@ def _ours(surrogate: Callable, with_prior: bool = False) -> Callable[[Experiment
                 optimizer.tell_failure(plan, "memory")
             else:
                 metrics = {} if outcome[1] is None else {"limit": outcome[1]}
-                optimizer.tell(plan, outcome[0], metrics, noise=experiment.noise)
+                noise = experiment.noise * (1.0 if log else abs(outcome[0]))
+                optimizer.tell(plan, outcome[0], metrics, noise=noise)
             ran = ran or outcome is not None
             experiment.choose(grid.index(optimizer.recommend().plan) if ran else index)
 

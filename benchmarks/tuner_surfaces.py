@@ -53,6 +53,9 @@ class Surface:
 def read_curve(path: Path) -> Surface:
     """Read a published utility by workers; it is turned into its reciprocal, to be minimised.
 
+    A utility of 0 is taken for a thousandth of the largest. One that is negative somewhere is no
+    rate: it is turned into what it lacks of the largest.
+
     Raises:
         ValueError: the file cannot be read, or holds no such curve.
     """
@@ -64,8 +67,13 @@ def read_curve(path: Path) -> Surface:
         raise ValueError(f"{path} holds no curve: {exc!r:.200}") from exc
     if utility.ndim != 1 or not utility.size or not np.isfinite(utility).all():
         raise ValueError(f"{path}: utility has to be a list of finite numbers")
+    least, most = utility.min(), utility.max()
+    if first < 1 or least == most <= 0:
+        raise ValueError(
+            f"{path}: give a first_workers of 1 or more, and a utility that has a best"
+        )
     grid = SearchGrid([Dimension("workers", tuple(range(first, first + len(utility))))])
-    objective = 1 / utility if utility.min() > 0 else utility.max() - utility
+    objective = most - utility if least < 0 else 1 / np.maximum(utility, most / 1000)
     return Surface(path.stem, grid, objective, None, None, np.zeros(len(utility), bool))
 
 

@@ -1,5 +1,7 @@
 """The optimiser against published and made-up objectives, whose best plans are known."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -238,6 +240,27 @@ def test_a_curve_of_fewer_plans_than_evaluations_can_be_compared(tmp_path, name)
     curve = tmp_path / "short.json"
     curve.write_text('{"first_workers": 4, "utility": [1, 3, 5, 4]}')
     assert regrets(name, read_curve(curve), 0.0, 0, 12)[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["random", "smlt", "smlt-prior"])
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("least", [0, -3])
+def test_a_utility_may_be_zero_or_negative(tmp_path, name, noise, least):
+    curve = tmp_path / "normalised.json"
+    utility = [max(least, 5 - abs(n - 9) / 2) for n in range(1, 26)]
+    curve.write_text(json.dumps({"first_workers": 1, "utility": utility}))
+    regret = regrets(name, read_curve(curve), noise, 0, 12)
+    assert np.isfinite(regret).all()
+    if name != "random":
+        assert regret[-1] < 0.1
+
+
+@pytest.mark.parametrize(("first", "utility"), [(0, [1, 2]), (1, [0, 0]), (1, [-2, -2])])
+def test_a_curve_without_workers_or_without_a_best_is_refused(tmp_path, first, utility):
+    curve = tmp_path / "flat.json"
+    curve.write_text(json.dumps({"first_workers": first, "utility": utility}))
+    with pytest.raises(ValueError, match="a utility that has a best"):
+        read_curve(curve)
 
 
 def test_names_can_be_chosen_too():
