@@ -43,6 +43,8 @@ class ProgressFeed:
         self.on_step: Callable[[StepRecord], None] | None = None
         self.on_work: Callable[[WorkerReport], None] | None = None
         """Told, with every generation, how much there is to do, and of what model."""
+        self.on_evaluation: Callable[[float], None] | None = None
+        """Told how many seconds each took."""
         self.on_phases: Callable[[int, PhaseRecord], None] | None = None
 
     @property
@@ -77,7 +79,15 @@ class ProgressFeed:
             self._take_shards(*(ShardsRecord.from_dict(record) for record in report.steps))
         elif report.kind == "evaluation":
             self.progress.evaluation = report.metrics
-            self.event("evaluation", step=report.step, epoch=report.epoch, metrics=report.metrics)
+            self.event(
+                "evaluation",
+                step=report.step,
+                epoch=report.epoch,
+                metrics=report.metrics,
+                seconds=round(report.seconds, 6),
+            )
+            if self.on_evaluation is not None:
+                self.on_evaluation(report.seconds)
         elif report.kind == "plan":
             self.progress.total_steps = report.total_steps
             if self._stores is not None:

@@ -34,6 +34,7 @@ _LEAST_TRIALS = 4  # of a tuning
 _KNOWS = 3  # so many plans tell whether any of them has a chance
 _CHANCE = 0.02  # of meeting the goals, below which there is none
 _DOUBT = 0.02  # of time and cost: a goal missed by less is not warned of
+_LONGER = 0.1  # than was reckoned with, for evaluations: from there on, a plan is looked for again
 _DOUBT_OF_OTHERS = 0.1  # likewise, where steps with batches of another size are still to come
 
 
@@ -88,6 +89,12 @@ class ResourceManager:
         self._batch_size = spec.batch_size
         self._batches: Sequence[tuple[int, int]] = ()
         self._gradient_bytes = 0
+        self._trained_s: float | None = None
+        """Of all steps since the last evaluation; None where the first of them were not seen."""
+        self._evaluating = 0.0
+        """What evaluations take beside that, as a fraction of it."""
+        self._reckoned = 0.0
+        """That fraction, as it was when the plan was looked for."""
         self._probes = 0
         self._warned = False
         self._began: float | None = None
@@ -136,6 +143,10 @@ class ResourceManager:
         if self._began is not None:
             self._start_s = 0.5 * (self._start_s + max(0.0, now - self._began - record.seconds))
             self._began = None
+        if record.step == self._spec.origin.trained + 1:
+            self._trained_s = 0.0
+        if self._trained_s is not None:
+            self._trained_s += record.seconds
         whole = record.batch_size or self._batch_size
         if whole != self._batch_size:
             self._rebatch(whole)
@@ -148,6 +159,20 @@ class ResourceManager:
         del self._times[:-_MOST_STEPS]
         if self._drift is not None and self._drift.drifted(record.seconds):
             self._changed = "steps take another time than before"
+
+    def evaluation(self, seconds: float) -> None:
+        """The test split was measured, which took so long, and will be as often from now on.
+
+        It is shared by all workers as steps are, and so taken for as many steps more.
+        """
+        if self._trained_s:
+            self._evaluating = seconds / self._trained_s
+            longer = (1 + self._evaluating) / (1 + self._reckoned) - 1
+            if self._goals.limited and abs(longer) > _LONGER:
+                # What was measured holds, but another part of time and money is left for steps.
+                self._reckoned, self._warned = self._evaluating, False
+                self._settled, self._drift, self._probes = False, None, 0
+        self._trained_s = 0.0
 
     def failed(self, kind: str) -> ResourcePlan | None:
         """The present plan could not run for want of memory or concurrency; return what can."""
@@ -222,15 +247,21 @@ class ResourceManager:
         self._begin_anew([])
 
     def _in_present_steps(self, standing: Standing) -> tuple[Standing, float]:
-        """Count what is left in steps of the present batch, and say how much that may be off."""
+        """Count what is left, evaluations too, in steps of the present batch.
+
+        Also say how much that may be off.
+        """
         ahead, before = [], self._spec.origin.trained
         for steps, samples in self._batches:
             before += steps
             if before > standing.step:
                 ahead.append((min(steps, before - standing.step), samples))
-        if standing.total_steps is None or not ahead:
+        left = standing.left
+        if left is None:
             return standing, _DOUBT
-        left = self._search.present_steps(self.plan, ahead)
+        if ahead:
+            left = self._search.present_steps(self.plan, ahead)
+        left *= 1 + self._evaluating
         are_alike = all(samples == self._batch_size for _, samples in ahead)
         standing = replace(standing, total_steps=standing.step + left)
         return standing, _DOUBT if are_alike else _DOUBT_OF_OTHERS

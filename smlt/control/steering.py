@@ -52,6 +52,7 @@ class Steering:
         manager = self._manager
         self._feed.on_step = lambda record: manager.step(record, self._clock())
         self._feed.on_work = manager.work
+        self._feed.on_evaluation = manager.evaluation
         try:
             while True:
                 await asyncio.sleep(_ASK_S)

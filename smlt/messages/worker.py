@@ -141,6 +141,8 @@ class WorkerReport(Plain):
     step: int = 0
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of kind evaluation: it took so long."""
     text: str = ""
     total_steps: int | None = None
     batches: list[tuple[int, int]] = field(default_factory=list)

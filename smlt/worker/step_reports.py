@@ -79,8 +79,8 @@ class StepReports:
         )
         await self._tell("shards", [record.to_dict()])
 
-    async def evaluation(self, slot: Slot, metrics: dict[str, float]) -> None:
-        """Tell what an evaluation has measured."""
+    async def evaluation(self, slot: Slot, metrics: dict[str, float], seconds: float) -> None:
+        """Tell what an evaluation has measured, and how long it took."""
         if not self._tells_steps:
             return
         # The steps before it come first, so that whoever reads of it knows where it stands.
@@ -91,6 +91,7 @@ class StepReports:
             step=slot.trained,
             epoch=slot.epoch,
             metrics=metrics,
+            seconds=seconds,
         )
         await self._generation.report(report)
 

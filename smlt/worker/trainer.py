@@ -276,6 +276,7 @@ class Trainer:
     async def _evaluate(self, slot: Slot, flags: StepFlag) -> StepFlag:
         """Measure the test split; a numbered step, whose sums are reduced like gradients."""
         self._generation.state = "evaluating"
+        began = self._generation.clock()
         sums = await self._compute(self._measure)
         result = await self._collective.sum_metrics(self.step, sums, flags=int(flags))
         metrics = means(result.metas[0].metrics)
@@ -283,7 +284,7 @@ class Trainer:
         self._taken(owes_best=is_best)
         if is_best:
             self.owes_best = not await self._keep_best()
-        await self._reports.evaluation(slot, metrics)
+        await self._reports.evaluation(slot, metrics, self._generation.clock() - began)
         reached = StepFlag.TARGET if self._target.reached else StepFlag(0)
         return StepFlag(result.flags) | reached
 

@@ -1,6 +1,7 @@
 """What the resource manager decides, on jobs played on a clock of their own at Lambda's prices."""
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -54,28 +55,37 @@ class Job:
         oom=lambda plan: False,
         batches=(),
         first=FIRST,
+        evaluations=(0, 0.0),
         **goal,
     ):
-        """``batches`` are numbers of steps with the samples that each of them has."""
+        """``batches`` are numbers of steps with the samples that each of them has.
+
+        ``evaluations`` say after how many steps one follows, and the seconds of one worker.
+        """
         adapt, options = goal.pop("adapt", True), goal.pop("options", {})
         self.spec = JobSpec(
             target="t:T", batch_size=64, virtual_workers=64, most_workers=64, adapt=adapt, **goal
         )
         self.notices, self.decisions, self.tried = [], [], [first]
-        self.stays = []
+        self.stays, self.noticed_s = [], []
         self.manager = ResourceManager(
             self.spec,
             first,
             StepCost(prices=read_prices()),
-            notice=self.notices.append,
+            notice=self._notice,
             **options,
         )
         self.rng, self.steps = random.Random(seed), steps
         self.batches = [batch for count, batch in batches for _ in range(count)]
         self.report = WorkerReport(rank=0, kind="plan", batches=list(batches), gradient_bytes=400)
         self.slow, self.oom = slow, oom
+        self.evaluations = evaluations
         self.now = self.spent = 0.0
         self.step, self.plan, self.stopped = 0, first, None
+
+    def _notice(self, text):
+        self.notices.append(text)
+        self.noticed_s.append(self.now)
 
     def run(self):
         self._begin(self.plan)
@@ -96,6 +106,10 @@ class Job:
                 batch_size=batch,
             )
             self.manager.step(record, self.now)
+            every, alone_s = self.evaluations
+            if every and self.step % every == 0:
+                self._pass(alone_s / self.plan.workers)
+                self.manager.evaluation(alone_s / self.plan.workers)
             decision = self.manager.decide(
                 Standing(
                     elapsed_s=self.now,
@@ -378,6 +392,22 @@ def test_a_goal_out_of_reach_is_told_while_most_of_it_is_left(adapt, goal, misse
     assert now < 0.5 * goal.get("deadline_s", 1e9)
     assert spent < 0.5 * goal.get("budget_usd", 1e9)
     assert len(said) <= 2  # once, and once more if steps change
+
+
+def test_evaluations_are_counted_in_what_is_left():
+    """Steps alone take 420 s of the 600 s, with ten evaluations of 40 s it is more than 800 s."""
+    job = Job(steps=100, deadline_s=600, adapt=False, evaluations=(10, 160.0)).run()
+    late = START_S + 100 * law(FIRST) + 10 * 40
+    [said], [said_s] = job.notices, job.noticed_s
+    minutes = re.search(r"the deadline of 10 min is out of reach: .* need about (\d+) min", said)
+    assert late - 60 < 60 * int(minutes[1]) < late + 60
+    assert said_s < 100  # when the first of them was over
+
+
+def test_a_plan_is_chosen_that_is_in_time_with_its_evaluations():
+    job = Job(deadline_s=2400, evaluations=(50, 180.0)).run()
+    assert (job.step, job.stopped) == (2000, None)
+    assert job.now <= 2400
 
 
 @pytest.mark.parametrize(

@@ -535,10 +535,10 @@ def test_step_counts_though_it_could_not_be_told_of(town, monkeypatch):
     told = StepReports.evaluation
     troubles = [StoreUnreachableError("no answer")]
 
-    async def lost(self, slot, metrics):
+    async def lost(self, *evaluation):
         if troubles:
             raise troubles.pop()
-        await told(self, slot, metrics)
+        await told(self, *evaluation)
 
     async def scenario():
         job = town(workers=1, target="drift.py:Scored", keep_best="score", patience=2, epochs=9)
@@ -616,6 +616,9 @@ class Advice:
 
     def step(self, record, now):
         self.steps += 1
+
+    def evaluation(self, seconds):
+        assert seconds > 0
 
     def failed(self, kind):
         return None

@@ -186,6 +186,9 @@ class DrawnManager:
     def work(self, report) -> None:
         pass
 
+    def evaluation(self, seconds) -> None:
+        pass
+
     def decide(self, standing, now):
         world = self._world
         rng = world.rng
