@@ -99,7 +99,8 @@ def test_a_task_that_cannot_be_timed_is_named_with_its_place(place):
 def test_a_job_that_ran_tells_how_long_steps_take(place):
     job = place.train(SMALL, "--workers", "2", "--steps", "12", "--json").check(0).summary["job_id"]
     report = place.smlt("plan", SMALL, *LONG, "--like", job, "--json").check(0).summary
-    [measured] = [r for r in report["plans"] if r["plan"] == {"workers": 2, "memory_mb": 1769}]
+    plans = {(row["plan"]["workers"], row["plan"]["memory_mb"]): row for row in report["plans"]}
+    measured = plans[2, 1769]
     events = (place.run / "jobs" / job / "events.jsonl").read_text().splitlines()
     steps = [e["seconds"] for e in map(json.loads, events) if e["event"] == "step"]
     assert 0.5 * min(steps) < measured["step_s"] < 2 * max(steps)
