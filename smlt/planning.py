@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.config import TrainConfig
+from smlt.config.aws import AwsConfig, aws_region
 from smlt.config.limits import MB_PER_VCPU
 from smlt.config.sharding import sharding
 from smlt.control import artifact_manager
@@ -30,7 +31,7 @@ from smlt.control.goals import Goals
 from smlt.control.job_settings import first_plan, function_environment, training_settings
 from smlt.control.performance_model import fit_performance
 from smlt.control.plan_grid import plan_grid, plans_of
-from smlt.control.prices import read_prices
+from smlt.control.prices import REGION, Prices, prices_of, read_prices
 from smlt.control.step_cost import StepCost, wire_share
 from smlt.control.step_measurement import Granularity, Measurement, Setting
 from smlt.errors import TaskError
@@ -74,6 +75,7 @@ class Planning:
         measured: Mapping[ResourcePlan, float] | None = None,
         profile: bool = False,
         node: str = "cache.r7g.large",
+        aws: AwsConfig | None = None,
     ) -> None:
         """Take the settings of the job.
 
@@ -82,11 +84,13 @@ class Planning:
             measured: seconds of a step, for plans of which they are known.
             profile: time some steps on this machine.
             node: type of the ElastiCache node that Valkey is to run on.
+            aws: of its region and architecture are the prices; by default looked for as usual.
         """
         self._config = replace(config, adapt=True, inline=False)
         self._measured = dict(measured or {})
         self._profile = profile
         self._node = node
+        self._aws = AwsConfig.load({}) if aws is None else aws
 
     def report(self) -> PlanReport:
         """Forecast all plans of the job.
@@ -95,12 +99,11 @@ class Planning:
             UserError: a setting, the task or the data cannot be used.
         """
         config = self._config
-        prices = read_prices(config.prices)
+        prices, notices = self._prices()
         on_valkey, on_s3 = store_prices(prices, self._node)
         spec = JobSpec(target=config.target, **training_settings(config, cores=None))
         goals = Goals.of(spec)
         profile, measurements = self._look()
-        notices = []
         if not profile.has_end:
             notices.append("the job has no end of its own: what one epoch takes is shown")
         work = self._workload(profile, spec.shard_bytes)
@@ -111,6 +114,7 @@ class Planning:
         def priced(work: Workload, store: Any, aggregators: int | None) -> list[Forecast]:
             cost = StepCost(
                 prices=prices,
+                architecture="arm64" if self._aws.architecture == "arm64" else "x86_64",
                 store=store,
                 gradient_bytes=work.gradient_bytes,
                 shard_bytes=work.shard_bytes,
@@ -134,6 +138,19 @@ class Planning:
             node=self._node,
             notices=[*notices, *([missed] if missed else [])],
         )
+
+    def _prices(self) -> tuple[Prices, list[str]]:
+        """Return the region's prices, or all of us-east-1's and a sentence that says so."""
+        region = self._aws.region or aws_region() or REGION
+        prices = prices_of(region, self._config.prices)
+        knows_all = prices.region == region and prices.knows("elasticache", "nodes", self._node)
+        if knows_all or region == REGION:
+            return prices, []
+        notice = (
+            f"not all prices of {region} are known: costs are those of {REGION}; give your own "
+            "with --prices"
+        )
+        return read_prices(self._config.prices), [notice]
 
     def _look(self) -> tuple[Profile, list[Measurement]]:
         """Look at the task, and return all that is known of its step times."""

@@ -68,6 +68,23 @@ def test_what_costs_nothing_is_drawn_all_the_same(place):
     assert "and $0, with Valkey" in ended.out
 
 
+def test_costs_are_those_of_the_functions_architecture_and_region(place):
+    def planned(settings):
+        (place.path / "smlt.toml").write_text("[aws]\n" + settings)
+        report = place.smlt("plan", SMALL, *LONG, *KNOWN, "--json").check(0).summary
+        plans = {(row["plan"]["workers"], row["plan"]["memory_mb"]): row for row in report["plans"]}
+        row = plans[8, 1769]
+        return row["cost_usd"] - row["time_s"] * 0.1752 / 3600, row["time_s"], report["notices"]
+
+    for architecture, rate in (("x86_64", 0.0000166667), ("arm64", 0.0000133334)):
+        usd, seconds, notices = planned(f'architecture = "{architecture}"')
+        assert usd == pytest.approx(8 * 1769 / 1024 * seconds * rate, rel=1e-3)
+        assert notices == []
+    notices = planned('region = "eu-central-1"')[2]
+    assert "not all prices of eu-central-1 are known: costs are those of us-east-1" in notices[0]
+    assert planned('region = "us-west-2"')[2] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
