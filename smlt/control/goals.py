@@ -66,6 +66,12 @@ class Goals:
         in_time = self.deadline_s is None or time_s <= self.deadline_s
         return in_time and (self.budget_usd is None or cost_usd <= self.budget_usd)
 
+    def used(self, time_s: float, cost_usd: float) -> float:
+        """Return as what multiple of its limit the worse of the two is; more than 1 is a miss."""
+        late = 0.0 if self.deadline_s is None else time_s / self.deadline_s
+        dear = 0.0 if self.budget_usd is None else cost_usd / self.budget_usd
+        return max(late, dear)
+
     def missed_by(self, plan: ResourcePlan, time_s: float, cost_usd: float) -> list[str]:
         """Say which of them a whole job of that time and cost misses, and what would do."""
         deadline, budget, said = self.deadline_s, self.budget_usd, []

@@ -304,10 +304,13 @@ class ResourceManager:
         if self._trials_only:
             return Decision(reason=f"tuned: {size(best.plan)} are best", stop=StepFlag.USER)
         saving = 1 - best.score / self._search.score(self.plan)
-        must = best.is_safe and not self._keeps_limits(standing)
+        # Where nothing meets the limits, the plan tried last may be far from the nearest to them.
+        nearer = best.is_safe or self._uses(standing, best.plan) < self._uses(standing, self.plan)
+        must = nearer and not self._keeps_limits(standing)
         if best.plan == self.plan or not (must or saving * left_s > self._start_s):
             return self._stay(best.plan)
-        words = f"saves {saving:.0%}" if saving > 0 else "meets the limits"
+        meets = "meets the limits" if best.is_safe else "comes nearest to the limits"
+        words = f"saves {saving:.0%}" if saving > 0 else meets
         reason = f"{size(best.plan)} {words} of those tried"
         return Decision(plan=best.plan, reason=reason, saving=max(saving, 0.0))
 
@@ -329,6 +332,10 @@ class ResourceManager:
             return True
         step_s = self._search.measured[self.plan]
         return self._goals.met_by(*self._outlook(standing, self.plan, step_s))
+
+    def _uses(self, standing: Standing, plan: ResourcePlan) -> float:
+        """Return what part of its limits a job uses up that goes on with a measured plan."""
+        return self._goals.used(*self._outlook(standing, plan, self._search.measured[plan]))
 
     def _outlook(
         self, standing: Standing, plan: ResourcePlan, step_s: float

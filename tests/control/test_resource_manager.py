@@ -196,6 +196,16 @@ def test_the_budget_is_not_crossed_by_more_than_a_step(budget, adapt):
     assert job.spent > 0.5 * budget
 
 
+@pytest.mark.parametrize("budget", [0.1, 0.3])
+def test_a_budget_out_of_reach_is_not_spent_on_the_plan_that_was_tried_last(budget):
+    adapting = Job(steps=1500, budget_usd=budget).run()
+    alone = Job(steps=1500, budget_usd=budget, adapt=False).run()
+    assert adapting.stopped == alone.stopped == StepFlag.BUDGET
+    # The first plan is near the cheapest: beside trials, as many steps as with it can be had.
+    assert adapting.step > 0.85 * alone.step
+    assert "comes nearest to the limits of those tried" in adapting.decisions[-2].reason
+
+
 def test_the_deadline_stops_the_job():
     job = Job(deadline_s=200, adapt=False).run()
     assert job.stopped == StepFlag.DEADLINE
