@@ -154,7 +154,10 @@ def _print_report(report: PlanReport, console: Console, *, every: bool) -> None:
     console.print(table)
     print(draw(report.plans, report.best))
     best, on_s3 = report.best, report.best_on_s3
-    print(f"Recommended: {_options(best.plan)}, {_in_short(best)}, with Valkey on a {report.node}.")
+    print(
+        f"Recommended: {_options(best.plan)}, {_in_short(best)}, with Valkey on a {report.node}, "
+        "of whose hours this is the job's share (each that has begun is billed)."
+    )
     print(f"With S3 instead of Valkey: {_options(on_s3.plan)}, {_in_short(on_s3)}.")
     for notice in report.notices:
         print(f"Note: {notice}.")

@@ -55,6 +55,7 @@ def test_a_goal_out_of_reach_is_said_and_s3_is_compared(place):
     assert "With S3 instead of Valkey: --workers" in ended.out
     assert "★" in ended.out
     assert "Recommended: --workers" in ended.out
+    assert "the job's share (each that has begun is billed)" in ended.out
 
 
 def test_what_costs_nothing_is_drawn_all_the_same(place):
