@@ -46,8 +46,7 @@ class TokenBucket:
     async def turn(self) -> None:
         """Wait until something may pass. First come, first served: one timer at a time."""
         async with self._queue:
-            while (delay_s := self.delay_s()) > 0:
-                await asyncio.sleep(delay_s)
+            await asyncio.sleep(self.delay_s())
 
     async def carry(self, nbytes: int) -> None:
         """Return when so many bytes would have passed, where their sockets are out of reach."""

@@ -20,6 +20,7 @@ _TLS_OPTIONS = (
 )
 # plaintext=true is for who sets up a job on AWS: that there is no TLS is meant.
 _OPTIONS = ("db", "username", "password", "password_from", "cluster", "plaintext", *_TLS_OPTIONS)
+_COMMA_IN_HOST = re.compile(r"\w+://([^/]*@)?[^/@?]*,")
 _BETWEEN_SERVERS = re.compile(r",(?=\w+://)")
 
 
@@ -86,10 +87,10 @@ class ServerAddress:
             ConfigError: the URL has another scheme, no server, or an option that is unknown.
         """
         shown = re.sub(r"//[^@/]*@|(?<=password=)[^&]*", "***", url)
+        if _COMMA_IN_HOST.match(url):
+            raise ConfigError(f"{shown} is no server URL: write each in full, redis://a,redis://b")
         try:
             parts = urlsplit(url)
-            if "," in parts.netloc.rpartition("@")[2]:
-                raise ValueError("write several servers in full, as redis://a,redis://b")
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True))
             port = parts.port or 6379
         except ValueError as exc:

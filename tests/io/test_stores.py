@@ -59,7 +59,7 @@ def test_the_last_server_s_options_are_those_of_all_that_have_none():
 def test_one_wrong_server_among_several_is_named():
     with pytest.raises(ConfigError, match=r"^http://b is no server URL"):
         open_parameter_store("redis://a,http://b", time_limit_s=1)
-    with pytest.raises(ConfigError, match="write several servers in full"):
+    with pytest.raises(ConfigError, match="write each in full"):
         open_parameter_store("redis://a,,redis://b", time_limit_s=1)
 
 

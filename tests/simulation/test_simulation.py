@@ -167,8 +167,15 @@ def mixed(monkeypatch, workers, unfit):
 
 
 def test_environment_unfit_for_an_exact_job_is_given_up_and_its_rank_goes_elsewhere(monkeypatch):
-    unfit = {(1, 1), (1, 3), (2, 3)}
-    result = mixed(monkeypatch, 4, lambda *served: served in unfit)
+    begun_second = []
+
+    def unfit(generation, rank):
+        """Two of the first, and of those that take their places the first."""
+        if generation == 2:
+            begun_second.append(rank)
+        return (generation, rank) in {(1, 1), (1, 3)} or begun_second == [rank]
+
+    result = mixed(monkeypatch, 4, unfit)
     assert (result.status, result.violations) == ("completed", [])
     # All that were unfit were found in one generation, and ended; those that were fit went on.
     assert result.generations == 3
