@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,12 +22,17 @@ Tensors = Sequence[torch.Tensor]
 
 
 class Messages(Member):
-    """The n-th message from one rank to another under a tag is the n-th that is received."""
+    """The n-th message from one rank to another under a tag is the n-th that is received.
+
+    Who receives from any source takes the first that comes; until then it is not known which
+    messages are left for what is received after it under that tag.
+    """
 
     def __init__(self, world: World, group: Group, name: str) -> None:
         super().__init__(world, group, name)
         self._sent: Counter[tuple[int, int]] = Counter()
         self._received: Counter[tuple[int, int]] = Counter()
+        self._known: dict[int, asyncio.Event] = {}
 
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> Any:
         group, data = self.joined, byte_view(tensors[0]).array
@@ -35,32 +41,34 @@ class Messages(Member):
         return self.work([lambda: group.send(label, data, to)], [], tensors)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> Any:
-        labels = [self._next_label(source, tag)]
-        self._received[source, tag] += 1
-        return self._receive(tensors, labels, SmltWork(tensors))
+        return self._receive(tensors, [source], tag)
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> Any:
         others = [rank for rank in range(self.group_size) if rank != self.group_rank]
-        work = SmltWork(tensors)
+        return self._receive(tensors, others, tag)
 
-        def came_from(source: int) -> None:
+    def _receive(self, tensors: Tensors, sources: Sequence[int], tag: int) -> SmltWork:
+        group, place, work = self.joined, byte_view(tensors[0]), SmltWork(tensors)
+        before, known = self._known.get(tag), asyncio.Event()
+        self._known[tag] = known
+
+        def takes_from(source: int) -> None:
             work.source = source
             self._received[source, tag] += 1
-
-        labels = [self._next_label(rank, tag) for rank in others]
-        return self._receive(tensors, labels, work, came_from)
-
-    def _receive(
-        self,
-        tensors: Tensors,
-        labels: Sequence[tuple[str, int]],
-        work: SmltWork,
-        came_from: Callable[[int], None] = lambda source: None,
-    ) -> SmltWork:
-        group, place = self.joined, byte_view(tensors[0])
+            known.set()
 
         async def receive() -> None:
-            came_from(labels[await group.receive(labels, place.array)][1])
+            try:
+                if before is not None:
+                    await before.wait()
+                labels = [self._next_label(source, tag) for source in sources]
+                if len(sources) == 1:
+                    takes_from(sources[0])
+                index = await group.receive(labels, place.array)
+                if len(sources) > 1:
+                    takes_from(sources[index])
+            finally:
+                known.set()
 
         return self.work([receive], [place], tensors, work)
 

@@ -193,6 +193,13 @@ def messages(rank, world_size):
         seen = sorted((dist.recv(many, tag=7), many[0].item()) for _ in range(world_size - 1))
     else:
         seen = dist.send(torch.full((2,), float(rank)), 0, tag=7)
+    if rank == 0:
+        places = [torch.empty(1) for _ in range(1, world_size)]
+        for work in [dist.irecv(place, tag=8) for place in places]:
+            work.wait()
+        seen = seen, sorted(place.item() for place in places)
+    else:
+        dist.send(torch.tensor([float(rank)]), 0, tag=8)
     operations = [
         dist.P2POp(dist.isend, torch.full((3,), rank * 2.0), following),
         dist.P2POp(dist.irecv, received, preceding),
