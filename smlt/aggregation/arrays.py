@@ -104,11 +104,10 @@ class TorchItem:
     @property
     def shared(self) -> Flat | None:
         tensor = self.tensor
-        plain = tensor.device.type == "cpu" and tensor.is_contiguous()
+        plain = tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg()
         if not plain or tensor.dtype != self.torch.float32:
             return None
-        flat: Flat = tensor.reshape(-1).numpy()
-        return flat
+        return memory_of(tensor.reshape(-1))
 
     def read(self, out: Array) -> None:
         self.torch.from_numpy(out).copy_(self.tensor)
@@ -120,13 +119,38 @@ class TorchItem:
 
     def raw(self) -> Bytes:
         # uint8 is the one dtype into which every other can be viewed.
-        flat = self.tensor.cpu().contiguous().reshape(-1)
-        data: Bytes = flat.view(self.torch.uint8).numpy()
-        return data
+        flat = self.tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return memory_of(flat.view(self.torch.uint8))
 
     def set_raw(self, data: Bytes) -> None:
         source = self.torch.from_numpy(data.copy()).view(self.tensor.dtype)
         self.tensor.copy_(source.reshape(self.tensor.shape))
+
+
+class _Memory:
+    """A flat tensor on the CPU, kept alive by the array that is made of it.
+
+    After ``Tensor.numpy`` the tensor could never be resized, as FSDP does.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": _typestr(str(tensor.dtype)),
+            "shape": (tensor.numel(),),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def memory_of(tensor: Any) -> Array:
+    """Return a flat, contiguous torch tensor's memory as an array."""
+    return np.asarray(_Memory(tensor))
+
+
+@cache
+def _typestr(torch_dtype: str) -> str:
+    return np.dtype(torch_dtype.removeprefix("torch.")).str
 
 
 @cache  # NumPy puts it together anew each time, which is most of the work on a tiny array

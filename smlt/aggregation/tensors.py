@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from smlt.aggregation.arrays import memory_of
 from smlt.aggregation.wire import Wire
 from smlt.errors import UserError
 
@@ -55,8 +56,8 @@ def byte_view(tensor: torch.Tensor) -> Staged:
 
 def _staged(view: torch.Tensor, flat: torch.Tensor, tensor: torch.Tensor) -> Staged:
     if flat.data_ptr() == tensor.data_ptr():
-        return Staged(view.numpy())
-    return Staged(view.numpy(), lambda: tensor.copy_(flat.reshape(tensor.shape)))
+        return Staged(memory_of(view))
+    return Staged(memory_of(view), lambda: tensor.copy_(flat.reshape(tensor.shape)))
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

@@ -314,6 +314,14 @@ def join_with_zero_redundancy(rank, world_size):
     return sums(net)
 
 
+def fully_sharded(rank, world_size):
+    """FSDP frees parameters between their uses, by resizing what the collectives have filled."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    net = FullyShardedDataParallel(model(), device_id=torch.device("cpu"))
+    return train(net, torch.optim.SGD(net.parameters(), lr=0.1), rank)
+
+
 def overlapping(rank, world_size):
     tensors = [torch.full((1000 * (i + 1),), float(i * (rank + 1))) for i in range(10)]
     works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]

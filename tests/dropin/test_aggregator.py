@@ -151,6 +151,20 @@ def test_it_takes_whatever_shares_its_memory(ranks):
             assert np.unique(value).tolist() == [1.0]
 
 
+def test_torch_s_lazy_views_and_tensors_to_be_resized_are_as_good_as_others(ranks):
+    def act(aggregator, rank):
+        grads = torch.full((3,), float(rank))
+        turned = torch.full((3,), 1j * rank).conj()
+        for values in (grads, turned.imag):
+            aggregator.allreduce(values)
+        gathered = aggregator.all_gather(turned)
+        return grads.resize_(4)[:3].tolist(), turned.imag.tolist(), gathered.imag.tolist()
+
+    mean, turned = [0.5] * 3, [-0.5] * 3
+    for values in ranks.values(2, act, f"memory://{ranks.job}"):
+        assert values == (mean, turned, [turned] * 2)
+
+
 class OnlyDlpack:
     """Of another library: it shares its memory by DLPack and by nothing else."""
 

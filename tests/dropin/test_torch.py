@@ -67,6 +67,7 @@ def test_a_script_gives_the_same_on_gloo_and_on_smlt(tmp_path, valkey, job):
         *("join_uneven_inputs", "zero_redundancy", "groups", "objects", "messages"),
         *("reductions", "movements", "reduce_scatters", "overlapping", "futures"),
         *("ddp_accumulates", "zero_redundancy_of_views", "join_with_zero_redundancy"),
+        "fully_sharded",
     ]
     gloo = run("gloo", f"file://{tmp_path}/rendezvous", 3, programs)
     smlt = run("smlt", f"smlt+{valkey.url}?job={job}", 3, [*programs, "averages"])
