@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import PrefixStore
 from smlt.aggregation.group import Operation
 from smlt.aggregation.options import root
 from smlt.aggregation.tensors import Staged, byte_view, numeric_view
+from smlt.aggregation.torch_fit import check_alike, check_each, cut
 from smlt.aggregation.torch_messages import Messages, Tensors
 from smlt.aggregation.torch_world import World
 from smlt.errors import UserError
@@ -72,6 +73,7 @@ class SmltProcessGroup(Messages):
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> Any:
         calls, back = [], []
         for output, source in zip(outputs, inputs, strict=True):
+            check_each("all_gather", output, self.group_size, like=source)
             rows = [byte_view(tensor) for tensor in output]
             calls.append(self._gathering(source, [row.array for row in rows]))
             back += rows
@@ -87,6 +89,8 @@ class SmltProcessGroup(Messages):
     def all_gather_single_coalesced(
         self, outputs: Tensors, inputs: Tensors, opts: Any = None
     ) -> Any:
+        for output, source in zip(outputs, inputs, strict=True):
+            check_alike("all_gather", output, source, self.group_size)
         staged = [byte_view(output) for output in outputs]
         calls = [
             self._gathering(source, np.split(each.array, self.group_size))
@@ -104,6 +108,8 @@ class SmltProcessGroup(Messages):
     def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = None) -> Any:
         calls, back = [], []
         for output, pieces in zip(outputs, inputs, strict=True):
+            check_each("reduce_scatter", pieces, self.group_size)
+            check_alike("reduce_scatter", output, pieces[self.group_rank])
             place = numeric_view(output)
             arrays = [numeric_view(piece).array for piece in pieces]
             calls.append(self.joined.reduce_scatter(arrays, place.array, _operation(opts)))
@@ -118,19 +124,16 @@ class SmltProcessGroup(Messages):
     def reduce_scatter_single_coalesced(
         self, outputs: Tensors, inputs: Tensors, opts: Any = None
     ) -> Any:
-        pieces = [list(source.reshape(-1).chunk(self.group_size)) for source in inputs]
+        for output, source in zip(outputs, inputs, strict=True):
+            check_alike("reduce_scatter", source, output, self.group_size)
+        pieces = [list(source.reshape(self.group_size, -1)) for source in inputs]
         return self.reduce_scatter(outputs, pieces, opts)
 
     _reduce_scatter_base = reduce_scatter_single
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
     def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Any:
-        back = [byte_view(output) for output in outputs]
-        outgoing = [byte_view(source).array for source in inputs]
-        incoming = [each.array for each in back]
-        return self.work(
-            [self.joined.all_to_all(outgoing, incoming, what="all_to_all")], back, outputs
-        )
+        return self._all_to_all(outputs, inputs, outputs)
 
     def all_to_all_single(
         self,
@@ -140,11 +143,19 @@ class SmltProcessGroup(Messages):
         input_splits: list[int],
         opts: Any = None,
     ) -> Any:
-        back = byte_view(output)
-        incoming = _rows(back.array, output, output_splits, self.group_size)
-        outgoing = _rows(byte_view(source).array, source, input_splits, self.group_size)
-        call = self.joined.all_to_all(outgoing, incoming, what="all_to_all_single")
-        return self.work([call], [back], [output])
+        outputs = cut("all_to_all_single", output, output_splits, self.group_size)
+        inputs = cut("all_to_all_single", source, input_splits, self.group_size)
+        return self._all_to_all(outputs, inputs, [output])
+
+    def _all_to_all(self, outputs: Tensors, inputs: Tensors, result: Tensors) -> Any:
+        for tensors in (outputs, inputs):
+            check_each("all_to_all", tensors, self.group_size)
+        check_alike("all_to_all", outputs[self.group_rank], inputs[self.group_rank])
+        back = [byte_view(output) for output in outputs]
+        outgoing = [byte_view(source).array for source in inputs]
+        incoming = [each.array for each in back]
+        call = self.joined.all_to_all(outgoing, incoming, what="all_to_all")
+        return self.work([call], back, result)
 
     alltoall_base = all_to_all_single
 
@@ -154,6 +165,7 @@ class SmltProcessGroup(Messages):
         back: list[Staged] = []
         incoming: list[NDArray[np.uint8] | None] = [None] * self.group_size
         if self.group_rank == opts.rootRank:
+            check_each("gather", outputs[0], self.group_size, like=inputs[0])
             back = [byte_view(tensor) for tensor in outputs[0]]
             incoming = [each.array for each in back]
         call = self.joined.all_to_all(outgoing, incoming, what=_said("gather", own))
@@ -164,6 +176,7 @@ class SmltProcessGroup(Messages):
         incoming = self._only(self._root(opts), place.array)
         outgoing: list[NDArray[np.uint8] | None] = [None] * self.group_size
         if self.group_rank == opts.rootRank:
+            check_each("scatter", inputs[0], self.group_size, like=outputs[0])
             outgoing = [byte_view(tensor).array for tensor in inputs[0]]
         call = self.joined.all_to_all(outgoing, incoming, what=_said("scatter", place))
         return self.work([call], [place], outputs)
@@ -188,16 +201,6 @@ def _operation(opts: Any) -> str:
 
 def _said(operation: str, staged: Staged) -> str:
     return f"{operation} of {staged.array.nbytes} bytes"
-
-
-def _rows(
-    data: NDArray[np.uint8], tensor: torch.Tensor, splits: list[int], ranks: int
-) -> list[NDArray[np.uint8]]:
-    """Cut a tensor's bytes along its first dimension."""
-    if not splits:
-        return np.split(data, ranks)
-    row = data.size // tensor.shape[0] if tensor.dim() and tensor.shape[0] else 0
-    return np.split(data, np.cumsum([row * count for count in splits])[:-1].tolist())
 
 
 def create(options: Any, _: object = None) -> SmltProcessGroup:

@@ -247,6 +247,55 @@ def test_mistakes_of_the_user_get_a_sentence_each(tmp_path, valkey, job):
         assert "others must be at the same, with the same sizes" in sizes
 
 
+MISFITS = (
+    INIT
+    + """
+one, two, three = (torch.ones(n) for n in (1, 2, 3))
+whole = torch.ones(1, dtype=torch.int32)
+for call in (
+    lambda: dist.all_gather([one], one),
+    lambda: dist.all_gather([one, two], one),
+    lambda: dist.all_gather_into_tensor(three, one),
+    lambda: dist.all_gather_into_tensor(torch.ones(2, dtype=torch.int32), one),
+    lambda: dist.reduce_scatter(one, [one]),
+    lambda: dist.reduce_scatter(one, [two, two]),
+    lambda: dist.reduce_scatter_tensor(two, three),
+    lambda: dist.reduce_scatter_tensor(whole, two),
+    lambda: dist.all_to_all([one], [one]),
+    lambda: dist.all_to_all([one, one], [two, two]),
+    lambda: dist.all_to_all_single(three, three),
+    lambda: dist.all_to_all_single(two, two, [1, 2], [1, 1]),
+    lambda: dist.all_to_all_single(two, two, [1, 1, 0], [1, 1]),
+    lambda: dist.gather(one, [one, two], dst=rank),
+    lambda: dist.scatter(one, [one], src=rank),
+):
+    try:
+        call()
+        print("was not refused")
+    except Exception as error:
+        print(type(error).__name__, error)
+dist.all_reduce(one)
+print(one.item())
+"""
+)
+
+
+def test_tensors_that_do_not_fit_are_refused_and_the_group_goes_on(tmp_path, valkey, job):
+    path = script(tmp_path, MISFITS)
+    processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
+    try:
+        outputs = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for output, errors in outputs:
+        *refusals, total = output.strip().split("\n")
+        assert total == "2.0", errors
+        assert len(refusals) == 15
+        assert all(refusal.startswith("UserError ") for refusal in refusals), refusals
+        assert refusals[2] == "UserError all_gather: 3 float32 do not match 2 times 1 float32"
+
+
 def test_the_store_counts_and_waits_across_processes(tmp_path, valkey, job):
     path = script(
         tmp_path,
