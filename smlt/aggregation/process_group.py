@@ -79,7 +79,11 @@ class SmltProcessGroup(Messages):
             back += rows
         return self.work(calls, back, outputs)
 
-    allgather_coalesced = allgather
+    def allgather_coalesced(
+        self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None
+    ) -> Any:
+        # A list for each rank here, where allgather has one for each tensor.
+        return self.allgather([list(rows) for rows in zip(*outputs, strict=True)], inputs, opts)
 
     def all_gather_single(
         self, output: torch.Tensor, source: torch.Tensor, opts: Any = None

@@ -152,6 +152,9 @@ def movements(rank, world_size):
         dist.broadcast(copy, src=1)
         gathered = [torch.empty_like(own) for _ in every]
         dist.all_gather(gathered, own)
+        pairs = [[torch.empty_like(own), torch.empty_like(own[:2])] for _ in every]
+        dist.all_gather_coalesced(pairs, [own, own[:2]])
+        gathered += [tensor for pair in pairs for tensor in pair]
         stacked = torch.empty(world_size * 6, dtype=dtype)
         dist.all_gather_into_tensor(stacked, own)
         at_root = [torch.empty_like(own) for _ in every] if rank == 0 else None
