@@ -255,7 +255,8 @@ class Session:
             for notice in notices:
                 after[notice.stream] = notice.id
                 if notice.fields.get("event") == b"end":
-                    if not self._formed.is_set():
+                    # Who has failed may have heard before this rank that all were ready.
+                    if not self._formed.is_set() and ready != everyone:
                         await self._hopeless(seat)
                         return False
                     self._told = True

@@ -192,6 +192,15 @@ def test_a_rank_that_fails_ends_the_job_for_all_at_once(ranks, url):
         assert "rank 1 left by ZeroDivisionError: of the user's" in str(results[rank])
 
 
+def test_a_rank_that_fails_as_soon_as_all_are_there_ends_the_job_for_all(ranks):
+    def act(aggregator, rank):
+        aggregator.allreduce(np.full(4, 1e6 * rank, np.float32))  # more than fp16 holds
+
+    for attempt in range(8):
+        results = ranks.run(2, act, f"memory://{ranks.job}{attempt}", wire_dtype="fp16")
+        assert all(isinstance(r, UserError) and "fp16" in str(r) for r in results), results
+
+
 def test_a_rank_that_leaves_too_early_is_not_waited_for(ranks, url):
     def act(aggregator, rank):
         return [step(aggregator, rank) for _ in range(1 + rank)]
