@@ -138,7 +138,7 @@ class AsyncAggregator:
 
     async def broadcast(self, arrays: Any, root: int = 0) -> None:
         """See ``Aggregator.broadcast``."""
-        root = options.root(root, self.world_size)
+        root = options.member("root", root, self.world_size)
         found = items(arrays, "arrays")
         parts = [each.raw() for each in found]
         data = np.concatenate([np.empty(0, np.uint8), *parts])

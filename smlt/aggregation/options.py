@@ -59,15 +59,15 @@ def weight(value: Any) -> float:
     return number
 
 
-def root(value: Any, world_size: int) -> int:
+def member(name: str, value: Any, world_size: int) -> int:
     """Return a rank.
 
     Raises:
         UserError: the world has no such rank.
     """
-    rank = whole("root", value)
+    rank = whole(name, value)
     if not 0 <= rank < world_size:
-        raise UserError(f"root {rank} is outside a world of {world_size}")
+        raise UserError(f"{name} {rank} is outside a world of {world_size}")
     return rank
 
 

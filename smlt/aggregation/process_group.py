@@ -19,7 +19,7 @@ from torch import distributed
 from torch._C._distributed_c10d import PrefixStore
 
 from smlt.aggregation.group import Operation
-from smlt.aggregation.options import root
+from smlt.aggregation.options import member
 from smlt.aggregation.tensors import Staged, byte_view, numeric_view
 from smlt.aggregation.torch_fit import check_alike, check_each, cut
 from smlt.aggregation.torch_messages import Messages, Tensors
@@ -186,7 +186,7 @@ class SmltProcessGroup(Messages):
         return self.work([call], [place], outputs)
 
     def _root(self, opts: Any) -> int:
-        return root(opts.rootRank, self.group_size)
+        return member("root", opts.rootRank, self.group_size)
 
     def _only(self, rank: int, array: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
         return [array if other == rank else None for other in range(self.group_size)]

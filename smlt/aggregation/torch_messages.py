@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from smlt.aggregation.group import Group
+from smlt.aggregation.options import member
 from smlt.aggregation.tensors import byte_view
 from smlt.aggregation.torch_member import Member
 from smlt.aggregation.torch_work import SmltWork
@@ -36,12 +37,13 @@ class Messages(Member):
 
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> Any:
         group, data = self.joined, byte_view(tensors[0]).array
+        member("receiver", to, self.group_size)
         label = f"p{to}.{tag}.{self._sent[to, tag]}"
         self._sent[to, tag] += 1
         return self.work([lambda: group.send(label, data, to)], [], tensors)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> Any:
-        return self._receive(tensors, [source], tag)
+        return self._receive(tensors, [member("sender", source, self.group_size)], tag)
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> Any:
         others = [rank for rank in range(self.group_size) if rank != self.group_rank]

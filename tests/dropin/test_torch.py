@@ -214,6 +214,8 @@ MISTAKES = (
     + """
 for call in (
     lambda: dist.broadcast(torch.ones(1), src=7),
+    lambda: dist.send(torch.ones(1), dst=7),
+    lambda: dist.recv(torch.ones(1), src=7),
     lambda: dist.all_reduce(torch.tensor([True]), op=dist.ReduceOp.AVG),
     lambda: dist.all_reduce(torch.ones(3).to_sparse()),
 ):
@@ -231,7 +233,7 @@ except Exception as error:
 
 
 def test_mistakes_of_the_user_get_a_sentence_each(tmp_path, valkey, job):
-    """The first three before anything is sent, so that the group goes on."""
+    """All but the last before anything is sent, so that the group goes on."""
     path = script(tmp_path, MISTAKES)
     processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
     try:
@@ -240,8 +242,10 @@ def test_mistakes_of_the_user_get_a_sentence_each(tmp_path, valkey, job):
         for process in processes:
             process.kill()
     for output, errors in outputs:
-        root, mean, sparse, sizes = output.strip().split("\n")
+        root, receiver, sender, mean, sparse, sizes = output.strip().split("\n")
         assert root == "UserError root 7 is outside a world of 2", errors
+        assert receiver == "UserError receiver 7 is outside a world of 2"
+        assert sender == "UserError sender 7 is outside a world of 2"
         assert mean.startswith("UserError truth values have no average")
         assert sparse.startswith("UserError the smlt backend has no torch.sparse_coo tensors")
         assert "others must be at the same, with the same sizes" in sizes
