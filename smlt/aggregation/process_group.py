@@ -39,12 +39,12 @@ class SmltProcessGroup(Messages):
         return self.allreduce_coalesced(tensors, opts)
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> Any:
-        op = _operation(opts)
+        op = _operation(opts, tensors)
         staged = [numeric_view(tensor) for tensor in tensors]
         return self.work([self._reduction(each, op) for each in staged], staged, tensors)
 
     def reduce(self, tensors: Tensors, opts: Any) -> Any:
-        op = _operation(opts)
+        op = _operation(opts, tensors)
         staged = [numeric_view(tensor) for tensor in tensors]
         if self._root(opts) != self.group_rank:
             staged = [Staged(each.array.copy(), wire=each.wire) for each in staged]
@@ -114,9 +114,9 @@ class SmltProcessGroup(Messages):
         for output, pieces in zip(outputs, inputs, strict=True):
             check_each("reduce_scatter", pieces, self.group_size)
             check_alike("reduce_scatter", output, pieces[self.group_rank])
-            place = numeric_view(output)
+            op, place = _operation(opts, [output]), numeric_view(output)
             arrays = [numeric_view(piece).array for piece in pieces]
-            calls.append(self.joined.reduce_scatter(arrays, place.array, _operation(opts)))
+            calls.append(self.joined.reduce_scatter(arrays, place.array, op))
             back.append(place)
         return self.work(calls, back, outputs)
 
@@ -195,10 +195,12 @@ class SmltProcessGroup(Messages):
         return self.work([self.joined.barrier()], [], [])
 
 
-def _operation(opts: Any) -> str:
+def _operation(opts: Any, tensors: Tensors) -> str:
     op = distributed.ReduceOp.SUM if opts is None else opts.reduceOp
     for name, ours in _OPERATIONS.items():
         if op == getattr(distributed.ReduceOp, name):
+            if ours not in ("sum", "avg") and any(tensor.is_complex() for tensor in tensors):
+                raise UserError(f"complex numbers, sent as pairs, have no {name}: use SUM or AVG")
             return ours
     raise UserError(f"the smlt backend has no such reduction: it has {', '.join(_OPERATIONS)}")
 

@@ -218,6 +218,8 @@ for call in (
     lambda: dist.recv(torch.ones(1), src=7),
     lambda: dist.all_reduce(torch.tensor([True]), op=dist.ReduceOp.AVG),
     lambda: dist.all_reduce(torch.ones(3).to_sparse()),
+    lambda: dist.reduce(torch.tensor([1j]), 0, op=dist.ReduceOp.PRODUCT),
+    lambda: dist.reduce_scatter(torch.tensor([1j]), [torch.tensor([1j])] * 2, op=dist.ReduceOp.MAX),
 ):
     try:
         call()
@@ -242,12 +244,14 @@ def test_mistakes_of_the_user_get_a_sentence_each(tmp_path, valkey, job):
         for process in processes:
             process.kill()
     for output, errors in outputs:
-        root, receiver, sender, mean, sparse, sizes = output.strip().split("\n")
+        root, receiver, sender, mean, sparse, product, most, sizes = output.strip().split("\n")
         assert root == "UserError root 7 is outside a world of 2", errors
         assert receiver == "UserError receiver 7 is outside a world of 2"
         assert sender == "UserError sender 7 is outside a world of 2"
         assert mean.startswith("UserError truth values have no average")
         assert sparse.startswith("UserError the smlt backend has no torch.sparse_coo tensors")
+        assert product.startswith("UserError complex numbers, sent as pairs, have no PRODUCT")
+        assert most.startswith("UserError complex numbers, sent as pairs, have no MAX")
         assert "others must be at the same, with the same sizes" in sizes
 
 
