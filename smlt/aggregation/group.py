@@ -175,7 +175,7 @@ class Group:
             wire=wire,
             check=self.session.check,
         )
-        return partial(self._guarded, step, work)
+        return partial(self._guarded, step, what, work)
 
     def agree(self, layout: bytes, what: Callable[[bytes], str]) -> Operation:
         """Check that the other ranks are about to reduce the same; the first one to come rules.
@@ -184,7 +184,7 @@ class Group:
             UserError: they are not: ``what(theirs)`` says in words how theirs differs.
         """
         number = next(self._agreements)
-        return partial(self._guarded, -1, partial(self._agree, number, layout, what))
+        return partial(self._guarded, -1, "", partial(self._agree, number, layout, what))
 
     async def _agree(self, number: int, layout: bytes, what: Callable[[bytes], str]) -> None:
         keys = replace(self.session.seat.keys, lane=self._name)
@@ -197,10 +197,11 @@ class Group:
     def all_reduce(self, array: NDArray[Any], op: str) -> Operation:
         """Fold a contiguous array of any dtype over all ranks, in place."""
         step = next(self._operations)
-        return partial(self._guarded, step, partial(self._all_reduce, str(step), array, op))
-
-    async def _all_reduce(self, label: str, array: NDArray[Any], op: str) -> None:
         what = f"all_reduce {op} of {array.size} {array.dtype}"
+        work = partial(self._all_reduce, str(step), array, op, what)
+        return partial(self._guarded, step, what, work)
+
+    async def _all_reduce(self, label: str, array: NDArray[Any], op: str, what: str) -> None:
         flat = array.reshape(-1)
         if array.nbytes <= _WHOLE_BYTES:
             every = np.empty((self.world_size, flat.size), flat.dtype)
@@ -221,9 +222,8 @@ class Group:
         """Fold piece r of every rank on rank r, into ``out``."""
         step = next(self._operations)
         what = f"reduce_scatter {op} of {sum(p.size for p in pieces)} {out.dtype}"
-        return partial(
-            self._guarded, step, partial(self._fold_pieces, str(step), pieces, out, op, what)
-        )
+        work = partial(self._fold_pieces, str(step), pieces, out, op, what)
+        return partial(self._guarded, step, what, work)
 
     async def _fold_pieces(
         self, label: str, pieces: Sequence[NDArray[Any]], out: NDArray[Any], op: str, what: str
@@ -236,42 +236,43 @@ class Group:
 
     def all_gather(self, own: Bytes, incoming: Sequence[Bytes], *, what: str) -> Operation:
         """Fill ``incoming[r]`` with the bytes of each rank r."""
-        return self._exchanged(partial(parcels.all_gather, own=own, incoming=incoming, what=what))
+        return self._exchanged(what, partial(parcels.all_gather, own=own, incoming=incoming))
 
     def all_to_all(
         self, outgoing: Sequence[Bytes | None], incoming: Sequence[Bytes | None], *, what: str
     ) -> Operation:
         """Send ``outgoing[r]`` to rank r, fill ``incoming[r]`` from it; None skips."""
         return self._exchanged(
-            partial(parcels.all_to_all, outgoing=outgoing, incoming=incoming, what=what)
+            what, partial(parcels.all_to_all, outgoing=outgoing, incoming=incoming)
         )
 
     def broadcast(self, data: Bytes, root: int, *, what: str) -> Operation:
         """Send the root's bytes into everybody's."""
-        return self._exchanged(partial(parcels.broadcast, data=data, root=root, what=what))
+        return self._exchanged(what, partial(parcels.broadcast, data=data, root=root))
 
     async def send(self, label: str, data: Bytes, to: int) -> None:
         """Send to one rank under a label that both know; returns when it has been fetched."""
-        await self._guarded(-1, partial(self._exchange.send, label, data, to))
+        await self._guarded(-1, "", partial(self._exchange.send, label, data, to))
 
     async def receive(self, labels: Sequence[tuple[str, int]], out: Bytes) -> int:
         """Receive the first that comes of several (label, source); return its index."""
-        return await self._guarded(-1, partial(self._exchange.fetch, labels, out, what="send"))
+        return await self._guarded(-1, "", partial(self._exchange.fetch, labels, out, what="send"))
 
     def barrier(self) -> Operation:
         """Return when every rank has called it."""
         return self.reduce_flat(np.empty(0, np.float32), weight=1.0, what="barrier")
 
-    def _exchanged(self, call: Callable[..., Coroutine[Any, Any, None]]) -> Operation:
+    def _exchanged(self, what: str, call: Callable[..., Coroutine[Any, Any, None]]) -> Operation:
         step = next(self._operations)
-        return partial(self._guarded, step, partial(call, self._exchange, str(step)))
+        work = partial(call, self._exchange, str(step), what=what)
+        return partial(self._guarded, step, what, work)
 
-    async def _guarded(self, step: int, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _guarded(self, step: int, what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run an operation; whatever is wrong with it ends the session."""
         session = self.session
         session.under_way += 1
         try:
-            session.begins(-1 if self._name else step)
+            session.begins(-1 if self._name else step, what)
             try:
                 return await work()
             except RankMissingError as error:

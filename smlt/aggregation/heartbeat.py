@@ -9,7 +9,7 @@ from collections.abc import Callable
 from smlt.aggregation.rendezvous import Rendezvous
 from smlt.aggregation.session_settings import SessionLimits
 from smlt.aggregation.standing import Seat, Sign
-from smlt.errors import RankMissingError, StoreFullError, StoreLostError
+from smlt.errors import RankMissingError, StoreFullError, StoreLostError, UserError
 from smlt.io.parameter_store import ControlStore
 
 # Every so many heartbeats the leases of the others are read: half a lease at the usual ratio.
@@ -54,6 +54,7 @@ class Heartbeat:
 
         Raises:
             RankMissingError: a rank that is waited for is dead.
+            UserError: it is at another operation.
             SmltError: what has ended the session.
         """
         renewed = self._clock()
@@ -87,8 +88,11 @@ class Heartbeat:
             raise error
 
     async def _call_roll(self, seat: Seat, awaited: str) -> None:
-        """Do not wait for the dead until the time limit. Twice silent: the store may have been."""
+        """Do not wait until the time limit for the dead, nor for whoever does something else."""
         standing = await self._rendezvous.standing(seat.keys, self._world_size)
+        if odds := standing.odds(self._sign):
+            raise UserError(odds)
+        # Twice silent: the store may have been.
         dead = sorted(self._silent.intersection(standing.dead))
         self._silent = set(standing.dead)
         if dead:

@@ -23,6 +23,7 @@ from smlt.errors import (
     StoreFullError,
     StoreLostError,
     StoreUnreachableError,
+    UserError,
 )
 from smlt.io.parameter_store import ParameterStore, written_by_us
 
@@ -144,12 +145,14 @@ class Session:
             return error
         return error if str(stands) == str(told) else stands
 
-    async def explain(self, error: RankMissingError, operation: int) -> RankMissingError:
-        """Name the ranks that are not at an operation whose wait was in vain."""
+    async def explain(self, error: RankMissingError, operation: int) -> SmltError:
+        """Name the ranks that are not at an operation whose wait was in vain, or do another."""
         try:
             standing = await self._rendezvous.standing(self.seat.keys, self.spec.world_size)
         except SmltError:
             return error
+        if odds := standing.odds(self.sign):
+            return UserError(odds)
         signs = {rank: sign for rank, (_, sign) in standing.live.items()}
         missing = [
             rank
@@ -220,14 +223,15 @@ class Session:
             return ""
         return next((words for ask in self.awaited if (words := ask())), "it")
 
-    def begins(self, operation: int) -> None:
-        """Note that this rank begins an operation.
+    def begins(self, operation: int, what: str) -> None:
+        """Note that this rank begins an operation: ``what``, in words equal on all ranks.
 
         Raises:
             RankMissingError: another rank has left before it.
         """
         self.check()
-        self.sign.operation = max(self.sign.operation, operation)
+        if operation > self.sign.operation:
+            self.sign.operation, self.sign.doing = operation, what
         self._look_for_leavers()
 
     def _look_for_leavers(self) -> None:

@@ -20,6 +20,8 @@ class Sign:
     beat: int = 0
     operation: int = -1
     """The newest collective operation it has begun."""
+    doing: str = ""
+    """What that is, in words that are the same on all ranks."""
     left: bool = False
 
     def pack(self) -> bytes:
@@ -61,6 +63,17 @@ class Standing:
     @property
     def left(self) -> list[int]:
         return [rank for rank, (_, sign) in self.holders.items() if sign and sign.left]
+
+    def odds(self, own: Sign) -> str:
+        """Say whose newest operation has the number of this rank's, and is another one."""
+        for rank, (_, sign) in sorted(self.holders.items()):
+            if sign and sign.operation == own.operation and sign.doing != own.doing:
+                return (
+                    f"ranks do different things: rank {rank} is at {sign.doing}, this one at"
+                    f" {own.doing}; all have to call the same operations, with the same sizes, in"
+                    " the same order"
+                )
+        return ""
 
     @property
     def verdict(self) -> str:

@@ -302,6 +302,23 @@ def test_different_collectives_are_told_apart(ranks, url):
         assert "all have to call the same operations" in str(error)
 
 
+def test_different_kinds_of_operations_are_told_before_the_time_limit(ranks, url):
+    values = np.zeros(3, np.float32)
+
+    def act(aggregator, rank):
+        aggregator.barrier()
+        if rank == 1:
+            aggregator.broadcast(values, root=1)  # and leaves
+        else:
+            (aggregator.reduce_scatter if rank else aggregator.allreduce)(values)
+
+    done, *errors = ranks.run(3, act, url, ranks=[1, 0, 2], time_limit_s=60, lease_s=1)
+    assert done is None
+    for error in errors:
+        assert isinstance(error, UserError)
+        assert "ranks do different things" in str(error)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_different_roots_are_told_apart(ranks, url, world_size):
     def act(aggregator, rank):
