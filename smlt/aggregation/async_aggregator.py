@@ -146,9 +146,10 @@ class AsyncAggregator:
         await self._next(lambda group, _: group.broadcast(data, root, what=what))
         if self.rank == root:
             return
-        ends = np.cumsum([part.size for part in parts])[:-1]
-        for each, part in zip(found, np.split(data, ends), strict=True):
-            each.set_raw(part)
+        start = 0
+        for each, part in zip(found, parts, strict=True):
+            each.set_raw(data[start : start + part.size])
+            start += part.size
 
     async def barrier(self) -> None:
         """Return when every rank has called it."""

@@ -239,6 +239,7 @@ def test_the_other_collectives(ranks, url):
     def act(aggregator, rank):
         weights = {"w": np.full(5, rank, np.int16), "b": torch.full((2,), rank, dtype=torch.bool)}
         aggregator.broadcast(weights, root=1)
+        aggregator.broadcast([])
         gathered = aggregator.all_gather(np.arange(3) + rank)
         tensors = aggregator.all_gather(torch.full((2,), rank, dtype=torch.bfloat16))
         part = aggregator.reduce_scatter(np.arange(8.0, dtype=np.float32) * rank)
