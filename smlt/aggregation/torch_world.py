@@ -26,6 +26,7 @@ from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.store_log import StoreLog
 from smlt.config.sharding import is_open, sharding
 from smlt.errors import ConfigError
+from smlt.io.server_address import without_password
 
 PREFIX = "smlt+"
 SCHEMES = ("redis", "rediss", "unix", "s3", "memory")
@@ -210,7 +211,7 @@ def parse(init_method: str) -> tuple[str, dict[str, str]]:
     Raises:
         ConfigError: job, rank or world size is missing, or no number.
     """
-    shown = init_method.partition("?")[0]
+    shown = without_password(init_method.partition("?")[0])
     parts = urlsplit(init_method.removeprefix(PREFIX))
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     options = {name: query.pop(name) for name in _OURS if name in query}

@@ -62,6 +62,11 @@ class TlsOptions:
         return context
 
 
+def without_password(url: str) -> str:
+    """Return a URL, whole or not, as it may be shown."""
+    return re.sub(r"//[^@/]*@|(?<=password=)[^&]*", "***", url)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
     """A server, by host and port or by the path of its unix socket."""
@@ -86,7 +91,7 @@ class ServerAddress:
         Raises:
             ConfigError: the URL has another scheme, no server, or an option that is unknown.
         """
-        shown = re.sub(r"//[^@/]*@|(?<=password=)[^&]*", "***", url)
+        shown = without_password(url)
         if _COMMA_IN_HOST.match(url):
             raise ConfigError(f"{shown} is no server URL: write each in full, redis://a,redis://b")
         try:
