@@ -46,6 +46,7 @@ class Aggregator:
     Raises:
         ConfigError: on entering: the URL, the password, another world size than the other ranks',
             or a rank that another living process has.
+        UserError: it has been entered before.
         StoreUnreachableError: the store cannot be reached.
 
     Every operation raises RankMissingError, naming rank, step and shard, when a rank does not come
@@ -96,9 +97,10 @@ class Aggregator:
         return self._twin.shards
 
     def __enter__(self) -> Self:
+        self._twin.claim()  # before there is a second thread
         with contextlib.ExitStack() as resources:
             resources.enter_context(self._thread)
-            self._thread.call(self._twin.__aenter__())
+            self._thread.call(self._twin.join())
             resources.pop_all()
         return self
 

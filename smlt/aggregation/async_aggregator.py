@@ -19,7 +19,7 @@ from smlt.aggregation.session import Session
 from smlt.aggregation.session_settings import SessionLimits, SessionSpec
 from smlt.aggregation.wire import check_dtype
 from smlt.config.sharding import AUTO, is_open, sharding
-from smlt.errors import ConfigError
+from smlt.errors import ConfigError, UserError
 from smlt.io.stores import open_parameter_store
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,199}")
@@ -82,6 +82,7 @@ class AsyncAggregator:
         self.world_size = world_size
         self._session = open_session(url, job, rank, spec, limits)
         self._resources = contextlib.AsyncExitStack()
+        self._is_claimed = False
         self._turn = asyncio.Lock()
         self._group: Group | None = None
         self._averaging: Averaging | None = None
@@ -97,7 +98,22 @@ class AsyncAggregator:
         """See ``Aggregator.shards``."""
         return {} if self._averaging is None else self._averaging.shards
 
+    def claim(self) -> None:
+        """Take note of its only use.
+
+        Raises:
+            UserError: it has been used.
+        """
+        if self._is_claimed:
+            raise UserError("an aggregator is for one `with` statement: make another one")
+        self._is_claimed = True
+
     async def __aenter__(self) -> Self:
+        self.claim()
+        return await self.join()
+
+    async def join(self) -> Self:
+        """Take this rank's place in the job, for which it is claimed."""
         async with contextlib.AsyncExitStack() as resources:
             await resources.enter_async_context(self._session.store)
             await resources.enter_async_context(self._session)

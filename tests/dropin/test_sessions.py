@@ -485,6 +485,15 @@ def test_it_is_used_within_with(job):
         aggregator.barrier()
 
 
+def test_it_is_entered_once(job):
+    with open_rank(f"memory://{job}", job, 0, 1) as aggregator:
+        with pytest.raises(UserError, match="make another one"), aggregator:
+            pass
+        aggregator.barrier()
+    with pytest.raises(UserError, match="make another one"), aggregator:
+        pass
+
+
 FORKED = """
 import os, sys
 import numpy as np
