@@ -178,6 +178,8 @@ class Session:
             if exc is not None:
                 reason = f"{type(exc).__name__}: {exc}".rstrip(": ")
                 await self.fail(AbortedError(f"rank {self.rank} left by {reason}"))
+            elif self.failure is not None:
+                await self.fail(self.failure)  # others may not know of an interruption here
         finally:
             await self._cancel()
         try:

@@ -201,6 +201,23 @@ def test_a_rank_that_fails_as_soon_as_all_are_there_ends_the_job_for_all(ranks):
         assert all(isinstance(r, UserError) and "fp16" in str(r) for r in results), results
 
 
+def test_a_reduction_that_is_cancelled_ends_the_job_for_all(ranks, url):
+    def act(aggregator, rank):
+        aggregator.barrier()
+        if rank:
+            time.sleep(0.5)
+            aggregator.allreduce(np.zeros(10, np.float32))
+            return
+        future = aggregator.allreduce_async(np.zeros(10, np.float32))
+        time.sleep(0.2)
+        future.cancel()  # and leaves as if nothing had been
+
+    done, error = ranks.run(2, act, url)
+    assert done is None
+    assert isinstance(error, AbortedError)
+    assert "rank 0 was interrupted at step 1" in str(error)
+
+
 def test_a_rank_that_leaves_too_early_is_not_waited_for(ranks, url):
     def act(aggregator, rank):
         return [step(aggregator, rank) for _ in range(1 + rank)]
