@@ -24,7 +24,7 @@ from smlt.aggregation.plan_trials import PlanTrials, trials_of
 from smlt.aggregation.session import Session
 from smlt.aggregation.transfer import Membership, shard_threads
 from smlt.aggregation.wire import LOSSLESS, Wire
-from smlt.errors import AbortedError, RankMissingError, SmltError, UserError
+from smlt.errors import AbortedError, FrameError, RankMissingError, SmltError, UserError
 from smlt.io.threads import Threads
 
 T = TypeVar("T")
@@ -275,7 +275,7 @@ class Group:
             session.begins(-1 if self._name else step, what)
             try:
                 return await work()
-            except RankMissingError as error:
+            except (RankMissingError, FrameError) as error:
                 named = step >= 0 and not self._name
                 raise (await session.explain(error, step) if named else error) from None
         except SmltError as error:

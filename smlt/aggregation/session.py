@@ -18,6 +18,7 @@ from smlt.aggregation.session_settings import SESSION_S, SessionLimits, SessionS
 from smlt.aggregation.standing import Seat, Sign
 from smlt.errors import (
     AbortedError,
+    FrameError,
     RankMissingError,
     SmltError,
     StoreFullError,
@@ -145,14 +146,19 @@ class Session:
             return error
         return error if str(stands) == str(told) else stands
 
-    async def explain(self, error: RankMissingError, operation: int) -> SmltError:
-        """Name the ranks that are not at an operation whose wait was in vain, or do another."""
+    async def explain(self, error: RankMissingError | FrameError, operation: int) -> SmltError:
+        """Name the ranks that are not at an operation, or do another: why it has failed here."""
+        if isinstance(error, FrameError):
+            # Nobody was waited for: others may have yet to say where they are.
+            await asyncio.sleep(2 * self.limits.heartbeat_s)
         try:
             standing = await self._rendezvous.standing(self.seat.keys, self.spec.world_size)
         except SmltError:
             return error
         if odds := standing.odds(self.sign):
             return UserError(odds)
+        if isinstance(error, FrameError):
+            return error
         signs = {rank: sign for rank, (_, sign) in standing.live.items()}
         missing = [
             rank

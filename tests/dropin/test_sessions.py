@@ -336,6 +336,18 @@ def test_different_kinds_of_operations_are_told_before_the_time_limit(ranks, url
         assert "ranks do different things" in str(error)
 
 
+def test_a_barrier_is_told_apart_from_an_average(ranks, url):
+    def act(aggregator, rank):
+        if rank:
+            aggregator.barrier()
+        else:
+            aggregator.allreduce(np.zeros(3, np.float32))
+
+    for error in ranks.run(2, act, url, lease_s=1):
+        assert isinstance(error, UserError)
+        assert "ranks do different things" in str(error)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_different_roots_are_told_apart(ranks, url, world_size):
     def act(aggregator, rank):
