@@ -8,7 +8,7 @@ from typing import Any
 
 from smlt.errors import ConfigError, UserError
 
-_LARGEST_WEIGHT = 1e15
+_SMALLEST_WEIGHT, _LARGEST_WEIGHT = 1e-15, 1e15
 
 
 def whole(name: str, value: Any) -> int:
@@ -49,12 +49,13 @@ def weight(value: Any) -> float:
     """Return how much a rank counts.
 
     Raises:
-        UserError: it is no number, negative, or so large that sums of float32 would overflow.
+        UserError: it is no number, negative, or so large or small that float32 has no such sums.
     """
     number = _number(value)
-    if not 0 <= number <= _LARGEST_WEIGHT:
+    if number and not _SMALLEST_WEIGHT <= number <= _LARGEST_WEIGHT:
         raise UserError(
-            f"weight={value!r} is no weight: give a number of samples, 0 to {_LARGEST_WEIGHT:g}"
+            f"weight={value!r} is no weight: give a number of samples, 0 or"
+            f" {_SMALLEST_WEIGHT:g} to {_LARGEST_WEIGHT:g}"
         )
     return number
 

@@ -337,7 +337,10 @@ def test_an_array_that_cannot_be_read_ends_the_job_for_all(ranks, monkeypatch):
         assert "cannot be read: OSError the disk behind it is gone" in str(error)
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 1e300, "8", None, 1j, True])
+WEIGHTLESS = [1e-40, -1.0, float("nan"), float("inf"), 1e300, "8", None, 1j, True]
+
+
+@pytest.mark.parametrize("weight", WEIGHTLESS)
 def test_a_weight_is_a_number_of_samples(ranks, weight):
     def act(aggregator, rank):
         aggregator.allreduce(np.ones(3, np.float32), weight=weight)
