@@ -72,6 +72,7 @@ class Session:
         self._seat: Seat | None = None
         self._left: dict[int, int] = {}
         self._told = False
+        self._failing = asyncio.Lock()
         self._formed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -119,16 +120,16 @@ class Session:
 
     async def fail(self, error: SmltError) -> SmltError:
         """End the session for all ranks; return the error to raise here."""
-        if self._told:
-            return self.failure or error
-        self._told = True
-        error = self.failure or error
-        if isinstance(error, StoreFullError):
-            await self._make_room()
-        if not isinstance(error, StoreUnreachableError):
-            # Its end may be on record: a successor sweeps, which looks like a loss.
-            error = await self._tell(error)
-        self.fall(error)
+        async with self._failing:  # the first may still be finding out which reason stands
+            if not self._told:
+                self._told = True
+                error = self.failure or error
+                if isinstance(error, StoreFullError):
+                    await self._make_room()
+                if not isinstance(error, StoreUnreachableError):
+                    # Its end may be on record: a successor sweeps, which looks like a loss.
+                    error = await self._tell(error)
+                self.fall(error)
         return self.failure or error
 
     async def _make_room(self) -> None:

@@ -514,6 +514,20 @@ def test_it_is_used_within_with(job):
         aggregator.barrier()
 
 
+def test_failures_at_the_same_time_have_one_reason(valkey, job):
+    failures = [AbortedError("a new run began"), StoreLostError("it has no marker")]
+
+    async def fail():
+        aggregator = AsyncAggregator(valkey.url, job=job, rank=0, world_size=1)
+        async with aggregator:
+            session = aggregator._session
+            return await asyncio.gather(*(session.fail(error) for error in failures))
+
+    first, second = asyncio.run(fail())
+    assert first is second
+    assert "a new run began" in str(first)
+
+
 def test_it_is_entered_once(job):
     with open_rank(f"memory://{job}", job, 0, 1) as aggregator:
         with pytest.raises(UserError, match="make another one"), aggregator:
