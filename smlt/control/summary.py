@@ -11,12 +11,12 @@ from pathlib import Path
 from smlt.control.progress import Progress, Summary
 from smlt.control.run_folder import RunFolder
 from smlt.control.task_scheduler import Outcome
-from smlt.errors import CheckpointError, StoreError
+from smlt.errors import CheckpointError, NotFoundError, StoreError
 from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
 from smlt.io.state_digest import weights_digest
-from smlt.io.weights import unpack_weights
+from smlt.io.weights import read_weights, unpack_weights, write_weights_file
 
 
 async def summarise(
@@ -36,7 +36,7 @@ async def summarise(
         )
     best = None
     if outcome.status != "failed":
-        best = await _bring(objects, job.best, folder.best_model)
+        best = await _bring_best(objects, job.best, folder.best_model)
     digest = None
     if model is not None:
         digest = weights_digest(unpack_weights(model.read_bytes(), str(model)))
@@ -71,4 +71,17 @@ async def _bring(objects: ObjectStore, key: str, path: Path) -> Path | None:
     else:
         data, _ = await objects.get(key)
         await asyncio.to_thread(path.write_bytes, data)
+    return path
+
+
+async def _bring_best(objects: ObjectStore, key: str, path: Path) -> Path | None:
+    """Write the best weights to a local file, if there are any.
+
+    It does not say in which generation they were: the file is the same whatever a job went through.
+    """
+    try:
+        weights = await read_weights(objects, key)
+    except NotFoundError:
+        return None
+    await asyncio.to_thread(write_weights_file, path, weights)
     return path

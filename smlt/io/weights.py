@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smlt.errors import CheckpointError, StoreFullError
+from smlt.errors import CheckpointError, NotFoundError, PreconditionError, StoreFullError
 from smlt.io import safetensors_file
 from smlt.io.object_store import ObjectStore
 from smlt.io.tensor import ITEM_SIZES, Tensor, as_tensor
+
+_GENERATION = "generation"
+"""In the metadata of a file: that which put it there."""
 
 
 def pack_weights(
@@ -61,6 +64,42 @@ async def save_weights(
 ) -> None:
     """Put the weights into the object store as one safetensors file."""
     await store.put(key, pack_weights(tensors, metadata))
+
+
+async def replace_weights(
+    store: ObjectStore,
+    key: str,
+    tensors: Mapping[str, Tensor | NDArray[Any]],
+    *,
+    generation: int,
+) -> None:
+    """Put a generation's weights in the place of any but a later one's.
+
+    A process that slept through the end of its generation changes nothing of what came after.
+    """
+    while True:
+        try:
+            data, etag = await store.get(key)
+        except NotFoundError:
+            etag = ""
+        else:
+            if _generation(data, key) > generation:
+                return
+        pieces = pack_weights(tensors, {_GENERATION: str(generation)})
+        try:
+            await store.put(key, pieces, if_absent=not etag, if_match=etag)
+        except PreconditionError:
+            continue  # whose were put meanwhile?
+        return
+
+
+def _generation(data: bytes, what: str) -> int:
+    """Return whose weights these are; 0 where they are damaged, or do not say it."""
+    try:
+        _, metadata, _ = safetensors_file.read_header(data, what)
+        return int(metadata.get(_GENERATION, 0))
+    except (CheckpointError, ValueError):
+        return 0
 
 
 async def read_weights(store: ObjectStore, key: str) -> dict[str, Tensor]:

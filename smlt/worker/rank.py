@@ -17,7 +17,7 @@ from smlt.aggregation.transfer import Membership, Offload
 from smlt.errors import AbortedError, SmltError, StoreError
 from smlt.io.keys import JobObjects
 from smlt.io.object_store import ObjectStore
-from smlt.io.weights import save_weights
+from smlt.io.weights import replace_weights, save_weights
 from smlt.messages.job import JobState, Position
 from smlt.messages.worker import SAVING, Failure, StepFlag
 from smlt.worker.ending import Ending
@@ -121,7 +121,7 @@ class Rank:
         async def keep_best() -> bool:
             """Keep them if it is this rank's turn: whether it has."""
             if self._rank == 0:
-                await self._save_weights(loaded, JobObjects(self._task.job_id).best)
+                await self._save_best(loaded)
             return self._rank == 0
 
         return Trainer(
@@ -183,18 +183,20 @@ class Rank:
         # Who has saved for the first rank, which died, is the one to save the model as well, and
         # the best weights, if it died while it kept them.
         if trainer.owes_best and 0 in saved_for:
-            await self._save_weights(loaded, JobObjects(self._task.job_id).best)
+            await self._save_best(loaded)
         if reasons & StepFlag.TARGET and 0 in saved_for:
-            await self._save_weights(loaded, JobObjects(self._task.job_id).model)
+            weights = await self._host.compute(loaded.task.weights)
+            await save_weights(self._objects, JobObjects(self._task.job_id).model, weights)
         # A model that grew, and took no step since, is not the parent's any more.
         is_parents = manifest is loaded.parent
         if manifest.position.step == trainer.step and not (is_parents and loaded.has_grown):
             tag = Tag.of(self._task.job_id, self._job.spec, trainer.step, manifest.digest)
             self._host.memory.keep(tag, loaded.task)
 
-    async def _save_weights(self, loaded: Loaded, key: str) -> None:
+    async def _save_best(self, loaded: Loaded) -> None:
+        key, generation = JobObjects(self._task.job_id).best, self._task.generation
         weights = await self._host.compute(loaded.task.weights)
-        await save_weights(self._objects, key, weights)
+        await replace_weights(self._objects, key, weights, generation=generation)
 
     async def _save_owed(self, at: Position, owed: NDArray[np.float32] | None) -> None:
         if owed is not None:

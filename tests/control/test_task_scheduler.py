@@ -23,7 +23,7 @@ from smlt.io import checkpoint
 from smlt.io.keys import JobObjects
 from smlt.io.memory_contents import forget
 from smlt.io.memory_objects import MemoryObjectStore
-from smlt.io.weights import read_weights, save_weights
+from smlt.io.weights import read_weights, replace_weights
 from smlt.messages.job import JobSpec, Position, ResourcePlan
 from smlt.worker import numerics
 from smlt.worker.step_reports import StepReports
@@ -511,14 +511,14 @@ def test_best_weights_are_kept_though_the_first_rank_dies_with_them(tmp_path, mo
         (tmp_path / name).mkdir()
         job = Town(tmp_path / name, target="drift.py:Scored", keep_best="score", epochs=3)
 
-        async def dying(objects, key, weights):
-            if key.endswith("best.safetensors") and deaths:
+        async def dying(*args, **generation):
+            if deaths:
                 job.cloud.kill(deaths.pop())
                 await asyncio.sleep(LIMIT_S)
-            await save_weights(objects, key, weights)
+            await replace_weights(*args, **generation)
 
         with monkeypatch.context() as patch:
-            patch.setattr("smlt.worker.rank.save_weights", dying)
+            patch.setattr("smlt.worker.rank.replace_weights", dying)
             outcome = await job.run()
         assert outcome.status == "completed"
         kept = await read_weights(job.objects, JobObjects("drift").best)

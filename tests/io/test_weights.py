@@ -19,6 +19,7 @@ from smlt.io.weights import (
     pack_weights,
     read_weights,
     read_weights_file,
+    replace_weights,
     save_weights,
     unpack_weights,
     write_weights_file,
@@ -119,3 +120,51 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         read_weights_file(tmp_path / "none")
     with pytest.raises(StoreError, match="cannot write"):
         write_weights_file(tmp_path / "none" / "x", arrays())
+
+
+def put_in_turn(*generations, between=None):
+    """Return whose weights are kept where these put theirs; ``between`` comes in the middle."""
+
+    class Store(MemoryObjectStore):
+        async def put(self, key, data, **condition):
+            if self.intruder is not None:
+                self.intruder, intruder = None, self.intruder
+                await replace_weights(self, key, weights(intruder), generation=intruder)
+            return await super().put(key, data, **condition)
+
+    def weights(generation):
+        return {"of": np.full(3, generation, np.int64)}
+
+    async def scenario():
+        async with Store("in-turn") as store:
+            for generation in generations:
+                store.intruder = between if generation == generations[-1] else None
+                await replace_weights(store, "best", weights(generation), generation=generation)
+            return (await read_weights(store, "best"))["of"].data.view(np.int64)[0]
+
+    try:
+        return asyncio.run(scenario())
+    finally:
+        forget("in-turn")
+
+
+def test_weights_of_a_later_generation_stay():
+    assert put_in_turn(1) == 1
+    assert put_in_turn(1, 1, 2) == 2
+    assert put_in_turn(2, 1) == 2
+
+
+@pytest.mark.parametrize("others", [(), (1,)])
+def test_the_later_of_two_that_put_weights_at_once_wins(others):
+    assert put_in_turn(*others, 3, between=2) == 3
+    assert put_in_turn(*others, 2, between=3) == 3
+
+
+def test_damaged_weights_are_replaced():
+    async def scenario():
+        async with MemoryObjectStore("damaged-best") as store:
+            await store.put("best", b"\xff" * 40)
+            await replace_weights(store, "best", arrays(), generation=1)
+            return await read_weights(store, "best")
+
+    assert set(asyncio.run(scenario())) == set(arrays())
