@@ -39,6 +39,7 @@ COVERED = [
 APART = {
     "new_job_id", "this_client",  # name a real host
     "read_range", "put_file", "local_path", "shard_threads",  # of threads, files and disks
+    "go_on", "has_reached_target",  # of more data and of a further end, which are not played
     "url", "__aenter__", "__aexit__",
 }  # fmt: skip
 """Functions that cannot run in the simulation, or say nothing: no part of what is measured."""
