@@ -126,7 +126,8 @@ class Aggregator:
     def allreduce_async(self, grads: Any, weight: float = 1.0) -> concurrent.futures.Future[None]:
         """Begin ``allreduce`` and return a future of it; several overlap.
 
-        The arrays must be left alone until the future is done.
+        The arrays must be left alone until the future is done. Leaving the ``with`` statement waits
+        for it.
         """
         return self._thread.submit(self._twin.allreduce(grads, weight))
 

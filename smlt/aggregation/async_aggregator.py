@@ -84,6 +84,8 @@ class AsyncAggregator:
         self._resources = contextlib.AsyncExitStack()
         self._is_claimed = False
         self._turn = asyncio.Lock()
+        self._under_way = 0
+        self._at_rest = asyncio.Event()
         self._group: Group | None = None
         self._averaging: Averaging | None = None
         self._owed: dict[str, NDArray[np.float32]] = {}
@@ -121,7 +123,14 @@ class AsyncAggregator:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        await self._resources.__aexit__(*exc_info)
+        if exc_info[0] is not None:
+            await self._resources.__aexit__(*exc_info)
+            return
+        async with self._resources:
+            # What was begun and not waited for: others wait for it, too.
+            while self._under_way:
+                self._at_rest.clear()
+                await self._at_rest.wait()
 
     async def allreduce(self, grads: Any, weight: float = 1.0) -> None:
         """See ``Aggregator.allreduce``."""
@@ -187,14 +196,19 @@ class AsyncAggregator:
         is_trial: Callable[[Averaging], bool] = lambda _: False,
     ) -> None:
         """Run the next operation; they begin in the order of the calls, and then overlap."""
-        async with self._turn:
-            group, averaging = await self._formed()
-            operation = begin(group, averaging)
-            if is_trial(averaging):
-                # How the next one is done depends on how long this one takes.
-                await operation()
-                return
-        await operation()
+        self._under_way += 1
+        try:
+            async with self._turn:
+                group, averaging = await self._formed()
+                operation = begin(group, averaging)
+                if is_trial(averaging):
+                    # How the next one is done depends on how long this one takes.
+                    await operation()
+                    return
+            await operation()
+        finally:
+            self._under_way -= 1
+            self._at_rest.set()
 
     async def _formed(self) -> tuple[Group, Averaging]:
         if self._group is None or self._averaging is None:

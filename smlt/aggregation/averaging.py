@@ -95,7 +95,9 @@ class Averaging:
         wire = self._wires.setdefault(digest, Wire())
         wire.go_over(dtype, elements)
         if wire.owed is not None and digest in self._owed_before:
-            wire.owed[:] = self._owed_before.pop(digest)
+            owed = self._owed_before.pop(digest)
+            if owed.shape == wire.owed.shape:
+                wire.owed[:] = owed
         return wire
 
     def _average_narrow(self, found: list[Item], weight: float, digest: str) -> Operation:

@@ -235,6 +235,20 @@ def test_reductions_overlap_and_keep_apart(ranks, url):
         assert not any(spreads)
 
 
+def test_leaving_waits_for_what_was_begun(ranks, url):
+    begun = []
+
+    def act(aggregator, rank):
+        grads = [np.full(1000, rank + i, np.float32) for i in range(5)]
+        begun.extend((aggregator.allreduce_async(each), each, i) for i, each in enumerate(grads))
+
+    ranks.values(2, act, url)
+    assert len(begun) == 10
+    for future, values, i in begun:
+        assert future.result(0) is None
+        assert np.unique(values).tolist() == [0.5 + i]
+
+
 def test_the_other_collectives(ranks, url):
     def act(aggregator, rank):
         weights = {"w": np.full(5, rank, np.int16), "b": torch.full((2,), rank, dtype=torch.bool)}

@@ -58,6 +58,24 @@ def test_a_new_aggregator_goes_on_from_the_state_of_the_old_one(ranks, job):
         np.testing.assert_array_equal(went_on[0][name], unbroken[0][name])
 
 
+def test_a_state_of_other_shapes_is_ignored(ranks, job):
+    states = {}
+
+    def act(aggregator, rank):
+        if states:
+            aggregator.load_state_dict({digest: owed[:-1] for digest, owed in states[rank].items()})
+        totals = averaged(aggregator, rank, 5)
+        return totals, aggregator.state_dict()
+
+    url = f"memory://{job}"
+    first = ranks.values(2, act, url, wire_dtype="bf16")
+    states = [owed for _, owed in first]
+    second = ranks.values(2, act, url, wire_dtype="bf16")
+    for (totals, _), (again, _) in zip(first, second, strict=True):
+        for name in SHAPES:
+            np.testing.assert_array_equal(totals[name], again[name])
+
+
 def test_reductions_of_one_layout_may_overlap(ranks, job):
     def act(aggregator, rank):
         several = [gradients(rank, SHAPES, seed=seed) for seed in range(4)]
