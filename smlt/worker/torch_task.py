@@ -90,7 +90,11 @@ class TorchTask(Task):
     def scheduler(
         self, optimizer: torch.optim.Optimizer, total_steps: int | None
     ) -> torch.optim.lr_scheduler.LRScheduler | None:
-        """Return a scheduler, stepped once per step; ``total_steps`` is None in open-ended jobs."""
+        """Return a scheduler, stepped once per step; ``total_steps`` is None in open-ended jobs.
+
+        What it makes of ``total_steps`` is a part of its state: it goes on as it was planned where
+        ``smlt resume`` makes the job longer, and one that then has no more steps fails.
+        """
         return None
 
     def grown(self, model: Any, epoch: int) -> nn.Module:
