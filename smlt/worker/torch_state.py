@@ -6,6 +6,7 @@ so state is taken and put back by hand.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,17 +36,24 @@ class Kept:
     """By parameter."""
     groups: list[dict[str, Any]]
     scheduler: dict[str, Any] | None
+    steps: int
 
 
 class TorchState:
     """Model, buffers, optimizer and scheduler as named tensors and JSON-able scalars."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        total_steps: int | None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._total_steps = total_steps
+        self._steps = 0
         self._names: dict[Any, str] = {p: name for name, p in model.named_parameters()}
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -56,8 +64,18 @@ class TorchState:
         """Return the rest of the state as strict JSON."""
         return self._split()[1]
 
+    def step(self) -> None:
+        """Take a step of the optimizer and of the scheduler."""
+        self._optimizer.step()
+        self._steps += 1
+        if self._scheduler is not None:
+            self._scheduler.step()
+
     def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         """Take over a state, creating the optimizer's where it does not exist yet.
+
+        A scheduler of a job that has become longer, or shorter, since goes on as if the job had
+        always been so long.
 
         Raises:
             CheckpointError: the state is of another model or another optimizer.
@@ -72,8 +90,19 @@ class TorchState:
         for name, tensor in mine.items():
             overwrite(tensor, tensors[name])
         loaded = {n: create(t) for n, t in tensors.items() if not n.startswith(MODEL)}
-        self._load_optimizer(decode(scalars["optimizer"], loaded), loaded)
-        self._load_scheduler(decode(scalars["scheduler"], loaded))
+        scheduler = decode(scalars["scheduler"], loaded)
+        # The first checkpoints of this version counted no steps.
+        self._steps = scalars.get("steps", (scheduler or {}).get("last_epoch", 0))
+        if self._scheduler is None or scalars.get("total_steps", self._total_steps) == (
+            self._total_steps
+        ):
+            self._load_optimizer(decode(scalars["optimizer"], loaded), loaded)
+            self._load_scheduler(scheduler)
+        else:
+            rates = self._scheduled(self._scheduler)
+            self._load_optimizer(decode(scalars["optimizer"], loaded), loaded)
+            for group, values in zip(self._optimizer.param_groups, rates, strict=True):
+                group.update(values)
         for path, extra in decode(scalars["extra"], loaded).items():
             self._model.get_submodule(path).set_extra_state(extra)
 
@@ -84,6 +113,7 @@ class TorchState:
             {self._names[p]: values for p, values in self._optimizer.state.items()},
             self._groups(),
             None if self._scheduler is None else self._scheduler.state_dict(),
+            self._steps,
         )
 
     def take_over(self, kept: Kept) -> None:
@@ -92,7 +122,7 @@ class TorchState:
         Raises:
             TaskError: the optimizer has other groups than before, or the scheduler came or went.
         """
-        groups = self._optimizer.param_groups
+        groups, self._steps = self._optimizer.param_groups, kept.steps
         if len(groups) != len(kept.groups) or (kept.scheduler is None) != (self._scheduler is None):
             raise TaskError(
                 "optimizer() and scheduler() have to return as many parameter groups, and a "
@@ -137,6 +167,8 @@ class TorchState:
             "optimizer": {"groups": encode(self._groups(), "groups", tensors), "state": state},
             "scheduler": encode(scheduler, "scheduler", tensors),
             "extra": encode(self._extra_state(), "extra", tensors),
+            "steps": self._steps,
+            "total_steps": self._total_steps,
         }
 
     def _extra_state(self) -> dict[str, Any]:
@@ -165,6 +197,14 @@ class TorchState:
             if path.startswith(OPTIMIZER):
                 name, _, key = path.removeprefix(OPTIMIZER).rpartition(":")
                 self._optimizer.state[parameters[name]][key] = tensor
+
+    def _scheduled(self, scheduler: LRScheduler) -> list[dict[str, Any]]:
+        """Bring a new scheduler to the present step; return what its groups have come to."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer takes no steps
+            for _ in range(self._steps):
+                scheduler.step()
+        return self._groups()
 
     def _load_scheduler(self, saved: Any) -> None:
         if (saved is None) != (self._scheduler is None):

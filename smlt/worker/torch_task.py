@@ -45,8 +45,6 @@ class _Training:
     """What ``initialize`` builds from the user's hooks."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None
     gradients: GradientViews
     buffers: BufferAverager
     state: TorchState
@@ -92,8 +90,7 @@ class TorchTask(Task):
     ) -> torch.optim.lr_scheduler.LRScheduler | None:
         """Return a scheduler, stepped once per step; ``total_steps`` is None in open-ended jobs.
 
-        What it makes of ``total_steps`` is a part of its state: it goes on as it was planned where
-        ``smlt resume`` makes the job longer, and one that then has no more steps fails.
+        Where ``smlt resume`` makes the job longer, it goes on as if it had always been so long.
         """
         return None
 
@@ -167,11 +164,9 @@ class TorchTask(Task):
         gradients, buffers = GradientViews(model), BufferAverager(model)
         return _Training(
             model,
-            optimizer,
-            scheduler,
             gradients,
             buffers,
-            TorchState(model, optimizer, scheduler),
+            TorchState(model, optimizer, scheduler, total_steps),
             # Buffers are final before backward begins.
             averaged=buffers.shapes() | gradients.shapes(),
             total_steps=total_steps,
@@ -217,9 +212,7 @@ class TorchTask(Task):
         run.gradients.assign(mean, present)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(run.model.parameters(), self.clip_norm)
-        run.optimizer.step()
-        if run.scheduler is not None:
-            run.scheduler.step()
+        run.state.step()
         run.gradients.end()
         run.buffers.remember()
 

@@ -10,10 +10,10 @@ from smlt.worker.torch_task import TorchTask
 class Lockstep:
     """Ranks in one process: the averaging that the parameter store does, written in float64."""
 
-    def __init__(self, make, ranks):
+    def __init__(self, make, ranks, total_steps=100):
         self.tasks = [make() for _ in range(ranks)]
         for task in self.tasks:
-            task.initialize(seed=7, total_steps=100)
+            task.initialize(seed=7, total_steps=total_steps)
         self.present = frozenset()
 
     def step(self, shares):

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import warnings
@@ -133,6 +134,50 @@ def test_a_resumed_scheduler_takes_the_same_steps(
             return SCHEDULERS[name](optimizer)
 
     resumed_equals_straight(lockstep, Case, samples, state_digest)
+
+
+PLANNED = {
+    "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, total_steps=n),
+    "cosine": lr_scheduler.CosineAnnealingLR,
+    "linear": lambda o, n: lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=n),
+    "lambda": lambda o, n: lr_scheduler.LambdaLR(o, lambda step: 1 - step / n),
+    "sequential": lambda o, n: lr_scheduler.SequentialLR(
+        o,
+        [lr_scheduler.LinearLR(o, total_iters=2), lr_scheduler.CosineAnnealingLR(o, n - 2)],
+        milestones=[2],
+    ),
+    "chained": lambda o, n: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, total_iters=2), lr_scheduler.PolynomialLR(o, n)]
+    ),
+}
+
+
+@pytest.mark.parametrize("before", [4, None])
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_longer_job_goes_on_as_if_it_had_always_been_so_long(
+    lockstep, regression, samples, name, lr, before
+):
+    class Case(regression):
+        def optimizer(self, model):
+            return torch.optim.SGD(model.parameters(), lr=copy.copy(lr), momentum=0.9)
+
+        def scheduler(self, optimizer, total_steps):
+            return None if total_steps is None else PLANNED[name](optimizer, total_steps)
+
+    def groups(run):
+        return run.tasks[0].scalars()["optimizer"]["groups"], run.tasks[0].scalars()["scheduler"]
+
+    short, longer, always = (lockstep(Case, 1, total_steps) for total_steps in (before, 9, 9))
+    for _ in range(4):
+        short.step([samples])
+        always.step([samples])
+    longer.tasks[0].load_state(*as_saved(short.tasks[0]))
+    for _ in range(5):
+        assert groups(longer) == groups(always)
+        assert longer.weights()["0.weight"].any()
+        longer.step([samples])
+        always.step([samples])
 
 
 def test_a_tensor_learning_rate_follows_its_scheduler_after_a_resume(
