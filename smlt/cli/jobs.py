@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,20 @@ class JobFolder:
     def _read(self, folder: Path) -> JobRecord:
         status = _read_json(folder / "status.json")
         ended = folder / "summary.json"
-        summary = Summary(**_known(Summary, _read_json(ended))) if ended.exists() else None
-        silent_s = max(0.0, self._clock() - float(status["updated"]))
-        state = summary.state if summary else str(status["state"])
-        if state in LIVE and silent_s > STALE_S and not self._is_alive(int(status["client_pid"])):
-            state = "orphaned"
-        return JobRecord(folder, status, summary, state, silent_s)
+        try:
+            summary = Summary(**_known(Summary, _read_json(ended))) if ended.exists() else None
+            silent_s = max(0.0, self._clock() - float(status["updated"]))
+            state = summary.state if summary else str(status["state"])
+            pid = int(status["client_pid"])
+            job = JobRecord(folder, status, summary, state, silent_s)
+            _ = job.started, job.progress  # which may be damaged, too
+        except (KeyError, TypeError, ValueError) as exc:
+            raise UserError(
+                f"what {folder} says of its job is damaged ({exc!r}): move the folder away."
+            ) from exc
+        if state in LIVE and silent_s > STALE_S and not self._is_alive(pid):
+            return replace(job, state="orphaned")
+        return job
 
 
 def print_job(job: JobRecord, console: Console) -> None:

@@ -214,6 +214,18 @@ def test_a_damaged_status_is_one_sentence(smlt, run_dir):
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("missing", ["updated", "elapsed_s", "client_pid", "ranks", "state"])
+def test_a_status_that_lacks_something_is_one_sentence(smlt, run_dir, missing):
+    folder = write_job(run_dir)
+    status = json.loads((folder / "status.json").read_text())
+    del status[missing]
+    (folder / "status.json").write_text(json.dumps(status))
+    done = smlt("status")
+    assert done.code == 2
+    assert f"says of its job is damaged (KeyError('{missing}')): move the folder away" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 def test_logs_of_all_ranks_name_the_rank_in_each_line(smlt, run_dir):
     write_job(run_dir, logs={0: "a\nb\n", 10: "k\n", 2: "c"})
     expected = "rank 0 | a\nrank 0 | b\nrank 2 | c\nrank 10 | k\n"
@@ -251,10 +263,10 @@ def test_whether_a_process_is_alive(start):
     assert not process_is_alive(process.pid)
 
 
-def test_a_mistake_of_ours_in_status_is_one_sentence(smlt, run_dir, in_folder):
-    folder = write_job(run_dir)
-    (folder / "status.json").write_text('{"updated": "soon"}')
+def test_a_mistake_of_ours_in_status_is_one_sentence(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(JobFolder, "all", lambda folder: 1 / 0)
     assert main(["status"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_logs_are_followed_from_half_a_line_to_the_end_of_the_job(run_dir):
