@@ -118,10 +118,8 @@ class Manifest:
 
 def _verify(manifest: Manifest) -> None:
     layout, parts = manifest.layout, manifest.parts
-    for i, part in enumerate(parts):
-        if len(part.leaves) != len(layout.part(i, len(parts))):
-            raise CheckpointError(f"part {i} of {len(parts)} does not fit the tensors")
-    if combined_digest(layout, manifest.leaves, manifest.scalars) != manifest.digest:
+    fits = all(len(p.leaves) == len(layout.part(i, len(parts))) for i, p in enumerate(parts))
+    if not fits or combined_digest(layout, manifest.leaves, manifest.scalars) != manifest.digest:
         raise CheckpointError("its digest is not that of its tensors and scalars")
 
 
