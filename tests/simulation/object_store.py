@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
-from smlt.errors import StoreUnreachableError
+from smlt.errors import PreconditionError, StoreUnreachableError
 from smlt.io.memory_objects import MemoryObjectStore
 from tests.simulation.loop import PROCESS
 
@@ -48,14 +49,24 @@ class SimulatedObjects(MemoryObjectStore):
         return await super().head(key)
 
     async def put(self, key, data, **conditions):
-        await self._travel()
+        try:
+            await self._travel()
+        except StoreUnreachableError:
+            if self._world.rng.random() < 0.5:
+                with contextlib.suppress(PreconditionError):  # written, though no answer came
+                    await self._write(key, data, **conditions)
+            raise
+        etag = await self._write(key, data, **conditions)
+        if self._world.loop.now < self._world.objects_down_until and self._world.rng.random() < 0.5:
+            raise StoreUnreachableError("the connection was lost before the answer had come")
+        await asyncio.sleep(self._world.rng.uniform(0.001, 0.01))
+        return etag
+
+    async def _write(self, key, data, **conditions):
         # A memory view may change until the answer has come: real clients read it on the way.
         etag = await super().put(key, data, **conditions)
         self._world.witness.stored(PROCESS.get(), key)
         self._world.troubles.written(key)
-        if self._world.loop.now < self._world.objects_down_until and self._world.rng.random() < 0.5:
-            raise StoreUnreachableError("the connection was lost before the answer had come")
-        await asyncio.sleep(self._world.rng.uniform(0.001, 0.01))
         return etag
 
     async def list(self, prefix):
