@@ -16,7 +16,7 @@ from smlt.errors import ConfigError
 _OPTION = re.compile(r"(?<=[?&])link_mbps=([^&]*)&?")
 # What a bucket holds: timers are late by about a millisecond, and that is not to cost any bytes.
 _BURST_S = 0.01
-_PIECE_S = 0.008
+_PIECE_S = 0.002
 _PIECES = (1 << 10, 256 << 10)
 
 
@@ -27,7 +27,6 @@ class TokenBucket:
         self._bytes_per_s = bytes_per_s
         self._clock = clock
         self._free_at = clock()
-        self._queue = asyncio.Lock()
         self.passed = 0
         """Bytes, so far."""
         self.piece = int(min(max(bytes_per_s * _PIECE_S, _PIECES[0]), _PIECES[1]))
@@ -44,9 +43,9 @@ class TokenBucket:
         self._free_at = begun + nbytes / self._bytes_per_s
 
     async def turn(self) -> None:
-        """Wait until something may pass. First come, first served: one timer at a time."""
-        async with self._queue:
-            await asyncio.sleep(self.delay_s())
+        """Wait until something may pass."""
+        while (delay_s := self.delay_s()) > 0:  # noqa: ASYNC110 - another connection may be first
+            await asyncio.sleep(delay_s)
 
     async def carry(self, nbytes: int) -> None:
         """Return when so many bytes would have passed, where their sockets are out of reach."""
