@@ -108,10 +108,17 @@ class Course:
     """After so many training steps."""
     trained: list[int]
     """Training steps done before each numbered step, evaluations being numbered as well."""
+    heights: list[float]
+    """What each evaluation has measured."""
 
     def at(self, step: int) -> bytes:
         """The bits of the state at the start of a numbered step."""
         return self.states[self.trained[step]]
+
+    @property
+    def best(self) -> bytes:
+        """The bits of the first state that was measured to be the highest."""
+        return self.states[EPOCH * (1 + self.heights.index(max(self.heights)))]
 
 
 def course(
@@ -128,7 +135,7 @@ def course(
     state = State(size, fractions)
     state.w = first_weights(size, given)
     order = SampleOrder(SAMPLES, BATCH, VIRTUAL_WORKERS, seed)
-    states, trained = [state.bits], [0]
+    states, trained, heights = [state.bits], [0], []
     for epoch in range(epochs):
         for batch in range(EPOCH):
             count = min(BATCH, SAMPLES - batch * BATCH)
@@ -138,9 +145,10 @@ def course(
             trained.append(len(states) - 1)
         if tests:
             trained.append(len(states) - 1)
-            if until is not None and sum(map(state.height, range(tests))) / tests >= until:
+            heights.append(sum(map(state.height, range(tests))) / tests)
+            if until is not None and heights[-1] >= until:
                 break
-    return Course(states, trained)
+    return Course(states, trained, heights)
 
 
 def _leaf(state: State, order: SampleOrder, epoch: int, batch: int, v: int):

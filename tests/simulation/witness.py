@@ -227,7 +227,7 @@ class Witness:
             self._world.violated(f"rank {environment.rank} was damaged, but {outcome.message}")
 
     async def check_what_is_kept(self, outcome) -> None:
-        """Every manifest that is left leads to the state of its step; so does the model."""
+        """Every manifest leads to the state of its step; the weights are the right ones."""
         world = self._world
         for server in world.servers:
             if server.unbounded():
@@ -246,9 +246,13 @@ class Witness:
             if bits != self.expected.at(at.step):
                 world.violated(f"{key} holds other weights than an undisturbed run")
         if outcome is not None and outcome.status == "completed":
-            found = await read_weights(plain, JobObjects(world.job_id).model)
-            if found["w"].data.tobytes() != self.expected.states[-1][: 4 * world.plan.size]:
-                world.violated("the model has other weights than an undisturbed run")
+            wanted = {JobObjects(world.job_id).model: self.expected.states[-1]}
+            if world.spec.keep_best:
+                wanted[JobObjects(world.job_id).best] = self.expected.best
+            for key, bits in wanted.items():
+                found = await read_weights(plain, key)
+                if found["w"].data.tobytes() != bits[: 4 * world.plan.size]:
+                    world.violated(f"{key} has other weights than in an undisturbed run")
 
     async def remove_job(self) -> None:
         """What somebody removes at last is out of everybody's reach before it is deleted."""
