@@ -34,8 +34,8 @@ _LEAST_TRIALS = 4  # of a tuning
 _KNOWS = 3  # so many plans tell whether any of them has a chance
 _CHANCE = 0.02  # of meeting the goals, below which there is none
 _DOUBT = 0.02  # of time and cost: a goal missed by less is not warned of
-_LONGER = 0.1  # than was reckoned with, for evaluations: from there on, a plan is looked for again
 _DOUBT_OF_OTHERS = 0.1  # likewise, where steps with batches of another size are still to come
+_LONGER = 0.1  # than was reckoned with, for evaluations: from there on, a plan is looked for again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,6 +160,16 @@ def start(path, *arguments):
     )
 
 
+def on_two_ranks(path, url):
+    """Return what each rank of a script prints, and its errors."""
+    processes = [start(path, url, rank) for rank in range(2)]
+    try:
+        return [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 INIT = """
 import sys
 from datetime import timedelta
@@ -237,12 +247,7 @@ except Exception as error:
 def test_mistakes_of_the_user_get_a_sentence_each(tmp_path, valkey, job):
     """All but the last before anything is sent, so that the group goes on."""
     path = script(tmp_path, MISTAKES)
-    processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
-    try:
-        outputs = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = on_two_ranks(path, f"smlt+{valkey.url}?job={job}")
     for output, errors in outputs:
         root, receiver, sender, mean, sparse, product, most, sizes = output.strip().split("\n")
         assert root == "UserError root 7 is outside a world of 2", errors
@@ -291,12 +296,7 @@ print(one.item())
 
 def test_tensors_that_do_not_fit_are_refused_and_the_group_goes_on(tmp_path, valkey, job):
     path = script(tmp_path, MISFITS)
-    processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
-    try:
-        outputs = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = on_two_ranks(path, f"smlt+{valkey.url}?job={job}")
     for output, errors in outputs:
         *refusals, total = output.strip().split("\n")
         assert total == "2.0", errors
@@ -327,17 +327,12 @@ try:
 except dist.DistStoreError as error:
     print(won, "waited" if "never" in str(error) else error)
 dist.destroy_process_group()
+print("ended")
 """,
     )
-    processes = [start(path, f"smlt+{valkey.url}?job={job}", rank) for rank in range(2)]
-    try:
-        outputs = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0]
-    assert outputs[0][0].endswith("waited\n")
+    outputs = on_two_ranks(path, f"smlt+{valkey.url}?job={job}")
+    assert outputs[0][0] == outputs[1][0], outputs
+    assert outputs[0][0].endswith("waited\nended\n"), outputs
 
 
 CLASS = (
@@ -366,12 +361,7 @@ def test_a_sender_cannot_choose_what_receivers_run_unless_they_say_so(
     tmp_path, valkey, job, option, said
 ):
     path = script(tmp_path, CLASS)
-    processes = [start(path, f"smlt+{valkey.url}?job={job}{option}", rank) for rank in range(2)]
-    try:
-        outputs = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = on_two_ranks(path, f"smlt+{valkey.url}?job={job}{option}")
     for output, errors in outputs:
         assert output.startswith(said), errors
         assert ("run by the sender" in output) == bool(option)
