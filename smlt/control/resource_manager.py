@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 
 from smlt.control.drift import DriftDetector
+from smlt.control.evaluation_share import EvaluationShare
 from smlt.control.goals import Goals, Standing, size
 from smlt.control.plan_search import Choice, PlanSearch
 from smlt.control.search_grid import SearchGrid
@@ -89,12 +90,9 @@ class ResourceManager:
         self._batch_size = spec.batch_size
         self._batches: Sequence[tuple[int, int]] = ()
         self._gradient_bytes = 0
-        self._trained_s: float | None = None
-        """Of all steps since the last evaluation; None where the first of them were not seen."""
-        self._evaluating = 0.0
-        """What evaluations take beside that, as a fraction of it."""
+        self._evaluations = EvaluationShare()
         self._reckoned = 0.0
-        """That fraction, as it was when the plan was looked for."""
+        """Their fraction, as it was when the plan was looked for."""
         self._probes = 0
         self._warned = False
         self._began: float | None = None
@@ -143,10 +141,8 @@ class ResourceManager:
         if self._began is not None:
             self._start_s = 0.5 * (self._start_s + max(0.0, now - self._began - record.seconds))
             self._began = None
-        if record.step == self._spec.origin.trained + 1:
-            self._trained_s = 0.0
-        if self._trained_s is not None:
-            self._trained_s += record.seconds
+        is_first = record.step == self._spec.origin.trained + 1
+        self._evaluations.step(record.seconds, is_first=is_first)
         whole = record.batch_size or self._batch_size
         if whole != self._batch_size:
             self._rebatch(whole)
@@ -161,18 +157,14 @@ class ResourceManager:
             self._changed = "steps take another time than before"
 
     def evaluation(self, seconds: float) -> None:
-        """The test split was measured, which took so long, and will be as often from now on.
-
-        It is shared by all workers as steps are, and so taken for as many steps more.
-        """
-        if self._trained_s:
-            self._evaluating = seconds / self._trained_s
-            longer = (1 + self._evaluating) / (1 + self._reckoned) - 1
-            if self._goals.limited and abs(longer) > _LONGER:
-                # What was measured holds, but another part of time and money is left for steps.
-                self._reckoned, self._warned = self._evaluating, False
-                self._settled, self._drift, self._probes = False, None, 0
-        self._trained_s = 0.0
+        """The test split was measured, which took so long: it is taken for as many steps more."""
+        self._evaluations.evaluation(seconds)
+        fraction = self._evaluations.fraction
+        longer = (1 + fraction) / (1 + self._reckoned) - 1
+        if self._goals.limited and abs(longer) > _LONGER:
+            # What was measured holds, but another part of time and money is left for steps.
+            self._reckoned, self._warned = fraction, False
+            self._settled, self._drift, self._probes = False, None, 0
 
     def failed(self, kind: str) -> ResourcePlan | None:
         """The present plan could not run for want of memory or concurrency; return what can."""
@@ -261,7 +253,7 @@ class ResourceManager:
             return standing, _DOUBT
         if ahead:
             left = self._search.present_steps(self.plan, ahead)
-        left *= 1 + self._evaluating
+        left *= 1 + self._evaluations.fraction
         are_alike = all(samples == self._batch_size for _, samples in ahead)
         standing = replace(standing, total_steps=standing.step + left)
         return standing, _DOUBT if are_alike else _DOUBT_OF_OTHERS
